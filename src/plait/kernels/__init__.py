@@ -1,0 +1,1 @@
+"""Speed without meaning: kernels that plait.ops dispatches to, imported only inside its functions."""

@@ -1,0 +1,1 @@
+"""A model is a pattern of layers: tokens in, logits out."""

@@ -1,0 +1,243 @@
+"""The one model class: an embedding, a pattern of layers, a norm, a head.
+
+    x = embed(ids);   x = x + mixer_i(norm_i(x)) for every layer i;   logits = head(norm(x))
+
+Shapes   B sequences, L tokens, D model width, V vocabulary.
+Numbers  activations in the recipe's compute dtype; parameters in it too, or in float32 as masters for training.
+Source   NVIDIA 2025, arXiv:2504.03624 section 2; the same form covers Transformers and pure Mamba-2 models.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plait.config import ConfigError, nearest
+from plait.model.cache import Cache
+from plait.model.config import ModelConfig
+from plait.model.layer import LayerSpec, Norm, Span
+from plait.model.layers import KINDS
+from plait.ops.loss import IGNORED, linear_cross_entropy
+from plait.precision import RECIPES
+from plait.precision.recipe import PrecisionRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """logits (B, L, V) or None when only the loss was asked for; loss () float32 mean nats per counted token.
+
+    hidden_states: the embedding, the stream after each layer, and the final norm's output: n_layers + 2 tensors.
+    """
+
+    logits: Tensor | None
+    loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class Block(nn.Module):
+    """One layer with its residual: x + mixer(norm(x))."""
+
+    def __init__(self, spec: LayerSpec, config: ModelConfig, recipe: PrecisionRecipe) -> None:
+        super().__init__()
+        self.norm = Norm(config.d_model, config.norm_eps)
+        self.mixer = KINDS[spec.symbol].build(spec, config.d_model, config.norm_eps, recipe)
+        self.compute = recipe.compute
+
+    def forward(self, x: Tensor, span: Span, state: object = None) -> Tensor:
+        """(B, L, D) to (B, L, D) in x.dtype."""
+        return x + self.mixer(self.norm(x).to(self.compute), span, state)
+
+
+class Hybrid(nn.Module):
+    """A language model: token ids in, logits out."""
+
+    def __init__(self, config: ModelConfig, recipe: PrecisionRecipe) -> None:
+        """Builds the modules with uninitialised weights; use `build` or `plait.load`."""
+        super().__init__()
+        self.config, self.recipe = config, recipe
+        self.origin: Path | None = None  # folder it was loaded from, where its tokenizer lies
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(spec, config, recipe) for spec in config.layers)
+        self.norm = Norm(config.d_model, config.norm_eps)
+        self.head = None if config.ties_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), the embedding itself when they are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    def cache(self, batch: int) -> Cache:
+        """An empty cache for `batch` sequences, on this model's device and in its compute dtype."""
+        return Cache(self.config, batch, device=self.device, dtype=self.recipe.compute)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        starts: Tensor | None = None,
+        cache: Cache | None = None,
+        n_logits: int | None = None,
+        output_hidden_states: bool = False,
+    ) -> Output:
+        """Run the model over B sequences of L tokens.
+
+        Args:
+            input_ids: (B, L) int64.
+            labels: (B, L) int64, not shifted: position t predicts labels[t + 1]; -100 is left out.
+            attention_mask: (B, L), 1 for a token and 0 for padding, which lies before or after the tokens of a row.
+            starts: (B, L) bool, True at the first token of each packed document.
+            cache: continue these sequences and remember the tokens.
+            n_logits: only for the last so many positions; None is all.
+            output_hidden_states: return the residual stream too.
+
+        Returns: see Output.
+        Raises: ValueError for ids outside the vocabulary, wrong shapes, padding inside a row, or packing with a cache.
+        """
+        x, streams = self.hidden(
+            input_ids, attention_mask=attention_mask, starts=starts, cache=cache, keeps_all=output_hidden_states
+        )
+        loss = None
+        if labels is not None:
+            if labels.shape != input_ids.shape:
+                raise ValueError(f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}")
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            loss = self.loss_sum(x, targets) / (targets != IGNORED).sum()
+        tail = x if n_logits is None else x[:, -n_logits:]
+        logits = F.linear(tail, self.head_weight.to(tail.dtype))
+        return Output(logits=logits, loss=loss, hidden_states=streams if output_hidden_states else None)
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        starts: Tensor | None = None,
+        cache: Cache | None = None,
+        keeps_all: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The final norm's output (B, L, D) in the compute dtype; with `keeps_all` the whole residual stream too.
+
+        Arguments and errors are those of `forward`.
+        """
+        self._check(input_ids, attention_mask, starts, cache)
+        mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+        span = _span(input_ids, mask, starts, cache)
+        if cache is not None:
+            cache.extend(input_ids.shape[1], mask)
+            span = Span(positions=span.positions, mask=mask, key_mask=cache.mask)
+        stream = self.recipe.compute
+        if self.config.residual_in_fp32:
+            stream = torch.promote_types(stream, torch.float32)
+        x = F.embedding(input_ids, self.embed.weight).to(stream)
+        streams = [x]
+        states = [None] * len(self.blocks) if cache is None else cache.states
+        for block, state in zip(self.blocks, states, strict=True):
+            x = block(x, span, state)
+            if keeps_all:
+                streams.append(x)
+        x = self.norm(x).to(self.recipe.compute)
+        return x, (*streams, x)
+
+    def loss_sum(self, x: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
+        """Summed cross-entropy of the head over hidden states.
+
+        Args:
+            x: (B, L, D) from `hidden`.
+            targets: (B, L) int64, the token each position must predict; -100 is left out.
+            scale: multiplies the sum.
+
+        Returns: scalar float32, nats.
+        """
+        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten(), scale=scale)
+
+    def _check(self, input_ids: Tensor, mask: Tensor | None, starts: Tensor | None, cache: Cache | None) -> None:
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither zero")
+        if input_ids.is_cpu:  # on a GPU the check would wait for the device; there the embedding itself traps
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = low if low < 0 else high
+                raise ValueError(
+                    f"input_ids holds token id {wrong}, outside the vocabulary of {self.config.vocab_size}; "
+                    "is this the model's own tokenizer?"
+                )
+        for name, t in (("attention_mask", mask), ("starts", starts)):
+            if t is not None and t.shape != input_ids.shape:
+                raise ValueError(f"{name} has shape {tuple(t.shape)}, input_ids {tuple(input_ids.shape)}")
+        if mask is not None:
+            real = mask.bool()
+            runs = real[:, 0].long() + (real[:, 1:] & ~real[:, :-1]).sum(1)
+            continued = cache is not None and bool(((cache.lengths > 0) & real.any(1) & ~real[:, 0]).any())
+            if bool((runs > 1).any()) or continued:
+                raise ValueError("attention_mask has padding between tokens; it may lie before or after them only")
+        if cache is not None:
+            if starts is not None:
+                raise ValueError("starts and cache: packed documents cannot be continued; run each document in a row")
+            if cache.batch != input_ids.shape[0]:
+                raise ValueError(f"cache holds {cache.batch} sequences, input_ids {input_ids.shape[0]}")
+
+
+def _span(input_ids: Tensor, mask: Tensor | None, starts: Tensor | None, cache: Cache | None) -> Span:
+    L, device = input_ids.shape[1], input_ids.device
+    steps = torch.arange(L, device=device)[None]
+    if cache is not None:
+        begun = cache.lengths[:, None]
+        real = steps if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
+        return Span(positions=begun + real, mask=mask)
+    if starts is not None:
+        starts = starts.bool()
+        last_start = torch.where(starts, steps, 0).cummax(1).values
+        return Span(
+            positions=steps - last_start, mask=mask, starts=starts, documents=starts.long().cumsum(1), key_mask=mask
+        )
+    positions = steps if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
+    return Span(positions=positions, mask=mask, key_mask=mask)
+
+
+def recipe_of(name: str | PrecisionRecipe) -> PrecisionRecipe:
+    """A recipe by name; ConfigError naming the nearest one otherwise."""
+    if isinstance(name, PrecisionRecipe):
+        return name
+    if name not in RECIPES:
+        near = nearest(name, RECIPES)
+        hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(RECIPES)}"
+        raise ConfigError(f"recipe={name!r} is unknown{hint}")
+    return RECIPES[name]
+
+
+@torch.no_grad()
+def build(
+    config: ModelConfig, recipe: str | PrecisionRecipe = "bf16", device: str | torch.device = "cpu", seed: int = 0
+) -> Hybrid:
+    """A model with fresh weights: float32 masters, computed in what the recipe says.
+
+    Args:
+        config: its sizes.
+        recipe: a name from plait.precision.RECIPES, or a recipe.
+        device: where to put it; the weights are the same wherever it is.
+        seed: of the random weights.
+
+    Raises: ConfigError for an unknown recipe.
+    """
+    with torch.device("meta"):
+        model = Hybrid(config, recipe_of(recipe))
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    model.embed.weight.normal_(0.0, config.init_std, generator=generator)
+    for block, spec in zip(model.blocks, config.layers, strict=True):
+        assert isinstance(block, Block)
+        block.norm.weight.fill_(1.0)
+        KINDS[spec.symbol].init(block.mixer, config.init_std, len(config.layers), generator)
+    model.norm.weight.fill_(1.0)
+    if model.head is not None:
+        model.head.weight.normal_(0.0, config.init_std, generator=generator)
+    return model.to(device)

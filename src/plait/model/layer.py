@@ -1,0 +1,132 @@
+"""What every kind of layer offers, and what a layer may know of the tokens it is given.
+
+A layer file defines a spec (sizes), a mixer (the module), the state it keeps per sequence, and its cost; the table
+`KINDS` in `model/layers/__init__.py` lists them. A mixer is called as `mixer(x, span, state)`: hidden states, the
+span's facts (padding, documents, positions), and its own state, which it updates in place.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plait.ops.norm import rms_norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """Sizes of one layer; each kind has its own subclass."""
+
+    symbol: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The tokens of one forward call, B sequences of L, as the mixers must see them.
+
+    positions: (B or 1, L) int64, counted from the start of each document.
+    mask: (B, L) bool, False at padding; None when there is none.
+    starts: (B, L) bool, True at the first token of a packed document; None when there is one per row.
+    documents: (B, L) int64 index of each token's document, with `starts`.
+    key_mask: (B, S) bool over the cached tokens and these, False at padding; None when there is none.
+    """
+
+    positions: Tensor
+    mask: Tensor | None = None
+    starts: Tensor | None = None
+    documents: Tensor | None = None
+    key_mask: Tensor | None = None
+
+
+class State(Protocol):
+    """What a layer remembers of B sequences between calls."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its contents by name, batch first: for saving, selecting rows and counting bytes."""
+        ...
+
+    def replace(self, tensors: dict[str, Tensor]) -> None:
+        """Take other contents, with the names and layout of `tensors()`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a layer costs.
+
+    params: stored numbers. active_params: those that one token is multiplied with.
+    flops_per_token: multiply-adds counted twice, forward pass, without attention's products over the context.
+    flops_per_token_per_key: attention's products with one cached token.
+    kv_numbers_per_token: numbers the cache grows by per token.
+    ssm_numbers, conv_numbers: numbers of constant-size state per sequence.
+    """
+
+    params: int
+    active_params: int
+    flops_per_token: int
+    flops_per_token_per_key: int = 0
+    kv_numbers_per_token: int = 0
+    ssm_numbers: int = 0
+    conv_numbers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """One row of the table of kinds.
+
+    symbol: the pattern letter; name: for people; spec: its class.
+    build: (spec, d_model, norm eps, recipe) to the mixer, with uninitialised weights.
+    state: (spec, batch, device, dtype of activations) to an empty state, or None for a layer that remembers nothing.
+    cost: (spec, d_model) to its cost, the layer's own input norm included.
+    init: (mixer, standard deviation, number of layers, generator) fills fresh weights.
+    """
+
+    symbol: str
+    name: str
+    spec: type[LayerSpec]
+    build: Callable[..., nn.Module]
+    state: Callable[..., State | None]
+    cost: Callable[..., Cost]
+    init: Callable[..., None]
+
+
+class Norm(nn.Module):
+    """RMS norm with a learned scale, over the last dimension."""
+
+    def __init__(self, d: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) to (..., d), in x.dtype."""
+        return rms_norm(x, self.weight, eps=self.eps)
+
+
+def no_state(spec: LayerSpec, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+    """For kinds that remember nothing between tokens."""
+    return None
+
+
+def fill(module: nn.Module, std: float, generator: torch.Generator, scaled: tuple[str, ...], n_layers: int) -> None:
+    """Fresh weights for the plain parts of a mixer: N(0, std) matrices, unit norms, zero biases.
+
+    Args:
+        module: the mixer; its own special parameters are filled by its kind afterwards.
+        std: standard deviation of matrices.
+        generator: source of randomness.
+        scaled: names of output projections, drawn with std / sqrt(n_layers) so that the residual stream does not grow.
+        n_layers: residual branches of the model.
+
+    Source: Megatron-LM's scaled initialisation for hybrids (one branch per layer).
+    """
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        elif parameter.dim() >= 2:
+            branch = name.startswith(scaled)
+            parameter.normal_(0.0, std / n_layers**0.5 if branch else std, generator=generator)

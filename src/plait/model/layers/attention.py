@@ -1,0 +1,136 @@
+"""Causal self-attention with grouped key/value heads.
+
+    q, k, v = projections of x;  q, k = norms and rotation where the spec asks for them
+    out = o_proj( sub_norm( attention(q, k, v) ) )
+
+Nemotron-H uses no positions at all; Llama and Qwen rotate; Qwen2 has biases on q, k and v; Qwen3 normalises q and k
+per head; BitNet normalises before the output projection.
+
+Source   NVIDIA 2025, arXiv:2504.03624 section 2; the published configs of the other families.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill
+from plait.ops.attention import attention
+from plait.ops.rope import Rope, inverse_frequencies, rotate
+from plait.precision.recipe import PrecisionRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(LayerSpec):
+    """n_heads query heads of head_dim on n_kv_heads key/value heads; rope None means no positions."""
+
+    symbol: ClassVar[str] = "*"
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int = 128
+    rope: Rope | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    sub_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads} of an attention layer"
+            )
+        if self.rope is not None:
+            inverse_frequencies(self.rope, self.head_dim)
+
+
+class KVState:
+    """Keys and values of all tokens so far, in buffers that grow by half when full."""
+
+    def __init__(self, spec: Attention, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        empty = torch.empty(batch, spec.n_kv_heads, 0, spec.head_dim, device=device, dtype=dtype)
+        self.k, self.v, self.length = empty, empty, 0  # (B, K, capacity, P)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, L, K, P) keys and values; returns all of them as (B, S, K, P) views."""
+        end = self.length + k.shape[1]
+        if end > self.k.shape[2]:
+            capacity = max(end, self.k.shape[2] * 3 // 2, 64)
+            self.k, self.v = self._grown(self.k, capacity), self._grown(self.v, capacity)
+        self.k[:, :, self.length : end] = k.transpose(1, 2)
+        self.v[:, :, self.length : end] = v.transpose(1, 2)
+        self.length = end
+        return self.k[:, :, :end].transpose(1, 2), self.v[:, :, :end].transpose(1, 2)
+
+    def _grown(self, old: Tensor, capacity: int) -> Tensor:
+        new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+        new[:, :, : self.length] = old[:, :, : self.length]
+        return new
+
+    def tensors(self) -> dict[str, Tensor]:
+        """k and v (B, K, S, P), without the spare room."""
+        return {"k": self.k[:, :, : self.length], "v": self.v[:, :, : self.length]}
+
+    def replace(self, tensors: dict[str, Tensor]) -> None:
+        """Take other contents."""
+        self.k, self.v = tensors["k"], tensors["v"]
+        self.length = self.k.shape[2]
+
+
+class AttentionMixer(nn.Module):
+    """The mixer; see the file's formula."""
+
+    def __init__(self, spec: Attention, d_model: int, eps: float, recipe: PrecisionRecipe) -> None:
+        super().__init__()
+        self.spec = spec
+        P = spec.head_dim
+        wide, narrow = spec.n_heads * P, spec.n_kv_heads * P
+        self.q_proj = recipe.linear(d_model, wide, bias=spec.qkv_bias, role="attention.q_proj")
+        self.k_proj = recipe.linear(d_model, narrow, bias=spec.qkv_bias, role="attention.k_proj")
+        self.v_proj = recipe.linear(d_model, narrow, bias=spec.qkv_bias, role="attention.v_proj")
+        self.q_norm = Norm(P, eps) if spec.qk_norm else None
+        self.k_norm = Norm(P, eps) if spec.qk_norm else None
+        self.sub_norm = Norm(wide, eps) if spec.sub_norm else None
+        self.o_proj = recipe.linear(wide, d_model, bias=spec.out_bias, role="attention.o_proj")
+
+    def forward(self, x: Tensor, span: Span, state: KVState | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); attends to and extends `state` when there is one."""
+        s = self.spec
+        q = self.q_proj(x).unflatten(-1, (s.n_heads, s.head_dim))
+        k = self.k_proj(x).unflatten(-1, (s.n_kv_heads, s.head_dim))
+        v = self.v_proj(x).unflatten(-1, (s.n_kv_heads, s.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if s.rope is not None:
+            frequencies, temperature = inverse_frequencies(s.rope, s.head_dim)
+            frequencies = frequencies.to(x.device)
+            q = rotate(q, span.positions, frequencies, temperature=temperature)
+            k = rotate(k, span.positions, frequencies, temperature=temperature)
+        if state is not None:
+            k, v = state.append(k, v)
+        out = attention(q, k, v, key_mask=span.key_mask, documents=span.documents).flatten(-2)
+        return self.o_proj(out if self.sub_norm is None else self.sub_norm(out))
+
+
+def _init(mixer: AttentionMixer, std: float, n_layers: int, generator: torch.Generator) -> None:
+    fill(mixer, std, generator, ("o_proj",), n_layers)
+
+
+def _cost(s: Attention, d_model: int) -> Cost:
+    wide, narrow = s.n_heads * s.head_dim, s.n_kv_heads * s.head_dim
+    matrices = d_model * (2 * wide + 2 * narrow)
+    biases = (wide + 2 * narrow if s.qkv_bias else 0) + (d_model if s.out_bias else 0)
+    norms = (2 * s.head_dim if s.qk_norm else 0) + (wide if s.sub_norm else 0) + d_model
+    params = matrices + biases + norms
+    return Cost(
+        params=params,
+        active_params=params,
+        flops_per_token=2 * matrices,
+        flops_per_token_per_key=4 * wide,
+        kv_numbers_per_token=2 * narrow,
+    )
+
+
+KIND = LayerKind(
+    symbol="*", name="attention", spec=Attention, build=AttentionMixer, state=KVState, cost=_cost, init=_init
+)

@@ -1,0 +1,37 @@
+"""Activations of the feed-forward layers that torch does not have.
+
+    squared_relu   y = max(x, 0)^2
+    swiglu         y = silu(g) * x
+
+Numbers  computed in the input dtype; squared ReLU overflows float16 beyond 255, so use bfloat16 or float32.
+Source   So et al. 2021, arXiv:2109.08668 (squared ReLU); Shazeer 2020, arXiv:2002.05202 (gated units).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.ops.dispatch import Op
+
+
+@Op
+def squared_relu(x: Tensor) -> Tensor:
+    """Square of the positive part, element by element; shape and dtype of x."""
+    return F.relu(x).square()
+
+
+@Op
+def gate(g: Tensor, x: Tensor, *, activation: str) -> Tensor:
+    """Gate x by an activated g: SwiGLU for "silu", BitNet's gated squared ReLU for "relu2".
+
+    Args:
+        g, x: (..., F) the gate's and the value's projections, same dtype.
+        activation: "silu" or "relu2".
+
+    Returns: (..., F) in x.dtype.
+    Raises: ValueError for another activation.
+    """
+    if activation == "silu":
+        return F.silu(g) * x
+    if activation == "relu2":
+        return squared_relu(g) * x
+    raise ValueError(f"activation={activation!r}: a gated layer takes 'silu' or 'relu2'")

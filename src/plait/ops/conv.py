@@ -1,0 +1,104 @@
+"""Short causal convolution over time, one filter per channel: the first step of a Mamba-2 mixer.
+
+    y_t = act( bias + sum_j w_j * x_{t - (W - 1) + j} ),   j = 0 .. W-1
+
+Inputs before the sequence come from `initial` (zeros without it); inputs of an earlier document count as zero.
+
+Shapes   B batch, L time, D channels, W taps (the last tap meets the current token).
+Numbers  products and sums in x.dtype for float32 and float64, in float32 for the half formats; result in x.dtype.
+Source   Dao and Gu 2024, arXiv:2405.21060 section 7.1; the state's layout is that of public checkpoints' caches.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.ops.dispatch import Op
+
+
+@Op
+def causal_conv1d(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+    activation: bool = True,
+) -> Tensor:
+    """Convolve each channel with its own W taps over the past, then apply SiLU.
+
+    Args:
+        x: (B, L, D) inputs, any float dtype.
+        w: (D, W) taps, oldest first.
+        bias: (D,) or None.
+        initial: (B, D, W) the last W inputs before this call, oldest first (the oldest is not needed); None is zeros.
+        starts: (B, L) bool, True at the first token of a document: what came before counts as zero.
+        activation: apply SiLU at the end.
+
+    Returns: (B, L, D) in x.dtype.
+    """
+    B, L, D = x.shape
+    W = w.shape[1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    past = x.new_zeros(B, W - 1, D) if initial is None else initial[:, :, 1:].transpose(1, 2).to(x.dtype)
+    padded = torch.cat([past, x], dim=1)  # (B, W - 1 + L, D)
+    w = w.to(dtype)
+    y = padded[:, W - 1 :].to(dtype) * w[:, W - 1]
+    if bias is not None:
+        y = y + bias.to(dtype)
+    document = None if starts is None else F.pad(starts.long().cumsum(1), (W - 1, 0))  # (B, W - 1 + L)
+    for j in range(W - 1):
+        tap = w[:, j]
+        if document is not None:
+            same = document[:, j : j + L] == document[:, W - 1 :]
+            y = y + torch.where(same[..., None], padded[:, j : j + L].to(dtype) * tap, 0.0)
+        else:
+            y = torch.addcmul(y, padded[:, j : j + L].to(dtype), tap)
+    return (F.silu(y) if activation else y).to(x.dtype)
+
+
+@Op
+def causal_conv1d_step(
+    x: Tensor, window: Tensor, w: Tensor, bias: Tensor | None = None, *, activation: bool = True
+) -> Tensor:
+    """One token of the convolution; shifts the window in place.
+
+    Args:
+        x: (B, D) the new input.
+        window: (B, D, W) the last W inputs, oldest first; overwritten with the window that ends in x.
+        w: (D, W) taps, oldest first.
+        bias: (D,) or None.
+        activation: apply SiLU at the end.
+
+    Returns: (B, D) in x.dtype.
+    """
+    window.copy_(torch.cat([window[:, :, 1:], x[:, :, None].to(window.dtype)], dim=-1))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    y = (window.to(dtype) * w.to(dtype)).sum(-1)
+    if bias is not None:
+        y = y + bias.to(dtype)
+    return (F.silu(y) if activation else y).to(x.dtype)
+
+
+def conv_window(x: Tensor, width: int, *, initial: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """The last `width` inputs of each sequence: what the next call's `initial` must be.
+
+    Args:
+        x: (B, L, D) inputs of this call.
+        width: W.
+        initial: (B, D, W) the window before this call, None for zeros.
+        mask: (B, L) bool, False at padding, which never enters the window.
+
+    Returns: (B, D, W) in x.dtype, oldest first.
+    """
+    B, L, D = x.shape
+    past = x.new_zeros(B, width, D) if initial is None else initial.transpose(1, 2).to(x.dtype)
+    if mask is None:
+        return torch.cat([past, x[:, -width:]], dim=1)[:, -width:].transpose(1, 2).contiguous()
+    # the window ends at the last real token; a row of padding only keeps its old window
+    steps = torch.arange(1, L + 1, device=x.device)
+    end = (mask * steps).amax(1)  # (B,) one past the last real token, 0 if none
+    index = end[:, None] + torch.arange(width, device=x.device)  # rows of [past; x]
+    padded = torch.cat([past, x * mask[..., None]], dim=1)
+    return padded.gather(1, index[..., None].expand(-1, -1, D)).transpose(1, 2).contiguous()

@@ -1,0 +1,69 @@
+"""How an operation finds its fastest implementation: the reference, and candidates that say when they fit.
+
+`@Op` wraps the reference. `@op.backend(name, when=...)` adds a candidate. A call takes the first candidate whose `when`
+accepts the arguments, else the reference; `with use("reference")` forces one by name, for tests and measurements.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_forced: ContextVar[str | None] = ContextVar("plait_backend", default=None)
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve this call."""
+
+
+class Op(Generic[P, R]):
+    """An operation: call it like the function it wraps."""
+
+    def __init__(self, reference: Callable[P, R]) -> None:
+        functools.update_wrapper(self, reference)
+        self.reference = reference
+        self.candidates: list[tuple[str, Callable[P, bool], Callable[P, R]]] = []
+
+    def backend(self, name: str, *, when: Callable[P, bool]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register an implementation that serves the calls `when` accepts; earlier registrations win."""
+
+        def register(fn: Callable[P, R]) -> Callable[P, R]:
+            self.candidates.append((name, when, fn))
+            return fn
+
+        return register
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        forced = _forced.get()
+        if forced is None:
+            for _, when, fn in self.candidates:
+                if when(*args, **kwargs):
+                    return fn(*args, **kwargs)
+            return self.reference(*args, **kwargs)
+        if forced == "reference":
+            return self.reference(*args, **kwargs)
+        for name, when, fn in self.candidates:
+            if name == forced and when(*args, **kwargs):
+                return fn(*args, **kwargs)
+        offered = ", ".join(["reference", *(name for name, _, _ in self.candidates)])
+        raise BackendError(f"backend {forced!r} cannot serve this call of {self.reference.__name__}; it has: {offered}")
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Force every op called inside the block to use one backend.
+
+    Args:
+        backend: "reference", or the name of a registered backend.
+
+    Raises: BackendError at the first call that this backend cannot serve.
+    """
+    token = _forced.set(backend)
+    try:
+        yield
+    finally:
+        _forced.reset(token)

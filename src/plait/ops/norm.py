@@ -1,0 +1,54 @@
+"""RMS norms: the plain one before every mixer, and the gated one that ends a Mamba-2 mixer.
+
+    rms_norm         y = w * x / sqrt(mean(x^2) + eps)
+    gated_rmsnorm    u = x * silu(z);  y = w * u / sqrt(mean_g(u^2) + eps)
+
+In the gated norm the gate comes first; `mean_g` runs over one group of D / G channels, so that with tensor parallelism
+each rank owns whole groups and no statistic crosses ranks.
+
+Shapes   B batch, L time, D channels, G groups (G divides D).
+Numbers  statistics and product in float32, result in x.dtype.
+Source   Zhang and Sennrich 2019, arXiv:1910.07467; Dao and Gu 2024, arXiv:2405.21060 section 7.1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.ops.dispatch import Op
+
+
+@Op
+def rms_norm(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Divide each row by its root mean square, then scale it.
+
+    Args:
+        x: (..., D) any float dtype.
+        w: (D,) learned scale.
+        eps: added to the mean square (not to the root).
+
+    Returns: (..., D) in x.dtype.
+    """
+    x_f = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (w.to(x_f.dtype) * (x_f * torch.rsqrt(x_f.square().mean(-1, keepdim=True) + eps))).to(x.dtype)
+
+
+@Op
+def gated_rmsnorm(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 1e-5) -> Tensor:
+    """Normalise x after gating it by z.
+
+    Args:
+        x, z: (B, L, D) mixer output and gate, any float dtype.
+        w: (D,) learned scale.
+        groups: how many groups share statistics; 1 normalises over all of D.
+        eps: added to the mean square (not to the root).
+
+    Returns: (B, L, D) in z.dtype.
+    Raises: ValueError if groups does not divide D.
+    """
+    if x.shape[-1] % groups:
+        raise ValueError(f"groups={groups} does not divide D={x.shape[-1]}")
+    f32 = torch.promote_types(z.dtype, torch.float32)
+    u_BLGP = (x.to(f32) * F.silu(z.to(f32))).unflatten(-1, (groups, -1))
+    r_BLG1 = torch.rsqrt(u_BLGP.square().mean(-1, keepdim=True) + eps)
+    return (w.to(f32) * (u_BLGP * r_BLG1).flatten(-2)).to(z.dtype)

@@ -1,0 +1,20 @@
+"""BitNet b1.58: ternary weights and int8 activations in every linear layer of the blocks.
+
+Weights are rounded from their masters at every forward, one scale per matrix; activations one scale per token;
+gradients go straight through to the masters. Embedding and head stay high.
+
+Source   Ma et al. 2025, arXiv:2504.12285 section 2.
+"""
+
+import torch
+
+from plait.ops.quant import quantize_int8, quantize_ternary
+from plait.precision.format import LinearFormat, TensorFormat
+from plait.precision.recipe import PrecisionRecipe, Rule
+
+__all__ = ["TERNARY", "quantize_int8", "quantize_ternary"]
+
+BITLINEAR = LinearFormat(
+    input=TensorFormat(element="int8", scale="row"), weight=TensorFormat(element="ternary", scale="tensor")
+)
+TERNARY = PrecisionRecipe(name="ternary", compute=torch.bfloat16, rules=(Rule(role="*", format=BITLINEAR),))
