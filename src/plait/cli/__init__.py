@@ -1,0 +1,14 @@
+"""The verbs of the command line: one file each, imported only when called."""
+
+# name -> (module, summary); strings, so that `plait --help` imports none of them
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("plait.cli.demo", "tell the whole story on this machine: train, compare, generate, export, report"),
+    "train": ("plait.cli.train", "train a model from a recipe"),
+    "generate": ("plait.cli.generate", "continue a prompt"),
+    "chat": ("plait.cli.chat", "talk with a model in the terminal"),
+    "info": ("plait.cli.info", "show a model's layers, parameters, bytes and cost without loading it"),
+    "convert": ("plait.cli.convert", "write a checkpoint in another format"),
+    "tokenize": ("plait.cli.tokenize", "turn text into token shards"),
+    "doctor": ("plait.cli.doctor", "say what works on this machine and what would make it faster"),
+    "bench": ("plait.cli.bench", "measure speed and memory"),
+}
