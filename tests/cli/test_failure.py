@@ -1,0 +1,57 @@
+"""Each kind of failure has its exit status and names the path and the fix."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from plait.cli.failure import verdict
+from plait.config import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (errno.ENOSPC, 1, "no space left for out/a; free some, or choose a place on another disk"),
+        (errno.EROFS, 2, "out/a is on a read-only disk; choose another place"),
+        (errno.EACCES, 2, "no permission for out/a; change its rights or choose another place"),
+        (errno.EISDIR, 2, "out/a: is a directory; choose another place"),
+        (errno.EIO, 1, "out/a: input/output error"),
+    ],
+)
+def test_a_failure_of_the_disk_names_the_path_and_the_fix(number: int, status: int, message: str) -> None:
+    assert verdict(OSError(number, "Input/output error", "out/a")) == (status, message)
+
+
+def test_a_failed_rename_names_the_place_that_was_meant() -> None:
+    error = OSError(errno.ENOSPC, "No space", ".a.tmp", None, "a")
+    assert "no space left for a;" in verdict(error)[1]
+
+
+def test_a_misspelt_path_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "recpie.toml").read_text()
+    status, message = verdict(caught.value)
+    assert (status, message) == (
+        2,
+        f"{tmp_path}/recpie.toml does not exist; did you mean {tmp_path}/recipe.toml?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("lr = 'x': expected float"), 2, "lr = 'x': expected float"),
+        (FileNotFoundError("no shards here"), 2, "no shards here"),
+        (ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard"), 1, "pip install tensorboard"),
+        (ModuleNotFoundError("No module named 'plait.x'", name="plait.x"), 1, "plait.x is not part of this build"),
+        (MemoryError(), 1, "out of memory: an allocation failed; take a smaller batch"),
+        (KeyError("x"), 1, "KeyError: 'x'"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+    ],
+)
+def test_other_failures_say_what_to_do(error: Exception, status: int, message: str) -> None:
+    found, words = verdict(error)
+    assert found == status
+    assert message in words and (message or not words)
