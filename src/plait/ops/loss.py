@@ -51,8 +51,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     def forward(ctx: FunctionCtx, h: Tensor, w: Tensor, targets: Tensor) -> Tensor:
         V = w.shape[0]
         w_low, f32 = w.to(h.dtype), _wide(h)
-        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        dw = torch.zeros(w.shape, dtype=f32, device=w.device) if ctx.needs_input_grad[1] else None
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+        wants_dw = ctx.needs_input_grad[1]  # type: ignore[attr-defined]
+        dw = torch.zeros(w.shape, dtype=f32, device=w.device) if wants_dw else None
         total = torch.zeros((), dtype=f32, device=h.device)
         for rows in torch.arange(h.shape[0], device=h.device).split(max(SLICE_LOGITS // V, 1)):
             part = slice(int(rows[0]), int(rows[-1]) + 1)

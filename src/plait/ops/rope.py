@@ -26,7 +26,7 @@ class Rope:
     rotated: share of the head that is rotated (1.0 all of it); the rest passes unchanged.
     scaling: how frequencies are stretched beyond `original_context` tokens; "none" leaves them.
     stretch: how many times longer the context becomes.
-    low, high: wavelength bounds of "llama3" (low_freq_factor, high_freq_factor), rotations of "yarn" (beta_slow, beta_fast).
+    low, high: wavelength bounds of "llama3" (low_freq_factor, high_freq_factor), rotations of "yarn".
     temperature: multiplies cosines and sines under "yarn"; None is the paper's 0.1 ln(stretch) + 1.
     """
 
