@@ -1,0 +1,1 @@
+"""Requests in, tokens out: prefill, decode, sampling, streaming and sessions."""

@@ -1,0 +1,215 @@
+"""The engine: prompts in, completions out, in batches or as a stream of text."""
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+
+import torch
+
+from plait.engine.request import Completion, FinishReason, Sampling
+from plait.engine.runner import Row, decode, groups, prefill
+from plait.engine.sampler import Draw
+from plait.engine.session import Session
+from plait.engine.stop import TextGate
+from plait.model.hybrid import Hybrid
+from plait.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """Generates with one model. Not for several threads at once."""
+
+    def __init__(
+        self, model: Hybrid, tokenizer: Tokenizer | None = None, max_batch: int = 64, prefill_chunk: int = 2048
+    ) -> None:
+        """
+        Args:
+            model: any model of Plait, used as it is.
+            tokenizer: for prompts and answers as text; None opens the one beside the model's checkpoint, if any.
+            max_batch: sequences that run together.
+            prefill_chunk: tokens of prompts per forward pass, over all sequences: bounds the memory of prefill.
+
+        Raises: ValueError if the tokenizer knows more ids than the model, or for sizes below 1.
+        """
+        for field, value in (("max_batch", max_batch), ("prefill_chunk", prefill_chunk)):
+            if value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
+        if tokenizer is None and model.origin is not None and (model.origin / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.open(model.origin)
+        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model's embedding only {model.config.vocab_size} "
+                "rows; this is not the model's own tokenizer"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
+
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+    ) -> Iterator[Completion]:
+        """Complete prompts, many at a time.
+
+        Args:
+            prompts: texts, or lists of token ids; or one of either.
+            sampling: settings for all, or one per prompt; None is Sampling().
+
+        Yields: a completion per prompt, in the order of the prompts.
+        Raises: ValueError, before anything runs, naming the prompt that is empty or holds an id outside the vocabulary.
+        """
+        several = _several(prompts)
+        settings = [sampling or Sampling()] * len(several) if not isinstance(sampling, Sequence) else list(sampling)
+        if len(settings) != len(several):
+            raise ValueError(f"sampling has {len(settings)} settings for {len(several)} prompts; give one, or one each")
+        encoded = [self.encode(prompt, f"prompts[{i}]") for i, prompt in enumerate(several)]
+        rows = [self._row(ids, setting) for ids, setting in zip(encoded, settings, strict=True)]
+        self._mind_context(rows)
+        return self._run(rows)
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None, session: Session | None = None) -> "TextStream":
+        """Complete one prompt and show the text as it comes.
+
+        Args:
+            prompt: a text, or token ids.
+            sampling: settings; None is Sampling().
+            session: if its tokens are the beginning of the prompt, only the rest is read; it holds, at the end, all of
+                the prompt and the answer but the last token.
+
+        Returns: an iterator of texts, one per token and often ""; `.completion` when it has ended.
+        Raises: ValueError as `generate`.
+        """
+        ids = self.encode(prompt, "prompt")
+        session = session or Session()
+        row = self._row(ids, sampling or Sampling(), n_cached=session.reusable(ids))
+        self._mind_context([row])
+        return TextStream(row, self._steps(row, session))
+
+    def encode(self, prompt: Prompt, where: str = "prompt") -> list[int]:
+        """A prompt's ids, checked.
+
+        Raises: ValueError naming `where` for an empty prompt, an id outside the vocabulary, or a text without tokenizer.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError(
+                    f"{where} is a text, but there is no tokenizer; put the model's tokenizer.json beside its weights, "
+                    "or give token ids"
+                )
+            ids = self.tokenizer.encode(prompt, add_special=True)
+        else:
+            ids = [int(token_id) for token_id in prompt]
+        if not ids:
+            raise ValueError(f"{where} is empty; a model needs at least one token to continue")
+        V = self.model.config.vocab_size
+        for at, token_id in enumerate(ids):
+            if not 0 <= token_id < V:
+                raise ValueError(f"{where}[{at}] is token id {token_id}; the model's ids run from 0 to {V - 1}")
+        return ids
+
+    def _row(self, ids: list[int], sampling: Sampling, n_cached: int = 0) -> Row:
+        tokenizer, config = self.tokenizer, self.model.config
+        if sampling.stop and tokenizer is None:
+            raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and there is none; use stop_ids")
+        ends = {*sampling.stop_ids}
+        if not sampling.ignore_eos:
+            ends |= {*config.eos_ids, *(() if tokenizer is None else tokenizer.eos_ids)}
+        return Row(
+            ids,
+            sampling,
+            draw=Draw(sampling, ids, config.vocab_size, self.model.device),
+            gate=TextGate(None if tokenizer is None else tokenizer.stream(), sampling.stop),
+            end_ids=frozenset(ends),
+            n_cached=n_cached,
+        )
+
+    def _mind_context(self, rows: Sequence[Row]) -> None:
+        trained = self.model.config.max_context
+        longest = max(len(row.prompt) + row.sampling.max_tokens for row in rows)
+        if longest > trained:
+            log.warning(
+                "up to %d tokens of context; the model was trained for %d, beyond may be worse", longest, trained
+            )
+
+    @torch.inference_mode()
+    def _run(self, rows: Sequence[Row]) -> Iterator[Completion]:
+        waiting = {}
+        due = 0
+        for members in groups([len(row.prompt) for row in rows], self.max_batch, self.prefill_chunk):
+            group = [rows[i] for i in members]
+            cache = self.model.cache(len(group))
+            for row in group:
+                row.begin()
+            logits = prefill(self.model, [row.prompt for row in group], cache, self.prefill_chunk)
+            for _ in decode(self.model, group, cache, logits):
+                pass
+            waiting |= dict(zip(members, group, strict=True))
+            while due in waiting:
+                yield waiting.pop(due).completion()
+                due += 1
+
+    @torch.inference_mode()
+    def _steps(self, row: Row, session: Session) -> Generator[str, None, None]:
+        cache = session.cache if row.n_cached else None
+        # a failure on the way leaves an empty session, never one that disagrees with its cache
+        session.forget()
+        cache = self.model.cache(1) if cache is None else cache
+        row.begin()
+        logits = prefill(self.model, [row.prompt[row.n_cached :]], cache, self.prefill_chunk)
+        fed = list(row.prompt)
+        shown = 0
+        try:
+            for ids in decode(self.model, [row], cache, logits):
+                session.ids, session.cache = fed, cache
+                yield from row.pieces[shown:]
+                shown = len(row.pieces)
+                session.forget()
+                fed.extend(ids)
+        finally:
+            row.cache_bytes = cache.n_bytes()
+        # the last token was drawn but not fed
+        session.ids, session.cache = fed[:-1], cache
+
+
+class TextStream:
+    """The text of one answer as it comes: iterate over it; close it to stop early."""
+
+    def __init__(self, row: Row, steps: Generator[str, None, None]) -> None:
+        self._row, self._steps = row, steps
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Stop here. What was held back of the text comes into the completion."""
+        self._steps.close()
+        self._row.finish(FinishReason.CANCELLED)
+
+    @property
+    def completion(self) -> Completion:
+        """The answer.
+
+        Raises: RuntimeError while it is still being made.
+        """
+        if self._row.reason is None:
+            raise RuntimeError("the stream has not ended; read it to its end, or close it")
+        return self._row.completion()
+
+
+def _several(prompts: str | Sequence[int] | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    several = list(prompts)
+    if not several:
+        raise ValueError("prompts is empty; give at least one prompt")
+    if all(isinstance(part, int) for part in several):
+        return [several]  # type: ignore[list-item]
+    for i, prompt in enumerate(several):
+        if isinstance(prompt, int) or not isinstance(prompt, str | Sequence):
+            raise ValueError(f"prompts[{i}] is {prompt!r}; expected a text or a list of token ids")
+    return several  # type: ignore[return-value]

@@ -1,0 +1,175 @@
+"""Run sequences through a model: prompts in chunks of bounded memory, then one token per sequence and step.
+
+Prompts of unequal length are padded on the left, so that all end in the same column; the cache remembers which
+columns are padding. A sequence that is finished leaves the batch, and its rows of the cache with it.
+
+Shapes   B sequences, L longest prompt, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from plait.engine.request import Completion, FinishReason, Sampling, Timings, Usage
+from plait.engine.sampler import Draw, sample
+from plait.engine.stop import TextGate
+from plait.model.cache import Cache
+from plait.model.hybrid import Hybrid
+
+
+class Row:
+    """One sequence on its way: its prompt, what came out so far, and whether it goes on."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        draw: Draw,
+        gate: TextGate,
+        end_ids: frozenset[int],
+        n_cached: int = 0,
+    ) -> None:
+        """
+        Args:
+            prompt: all of its ids; the first n_cached are in the cache already.
+            sampling, draw, gate: its settings, randomness and text.
+            end_ids: ids that finish it.
+        """
+        self.prompt, self.sampling, self.n_cached = list(prompt), sampling, n_cached
+        self.ids: list[int] = []
+        self.pieces: list[str] = []
+        self.reason: FinishReason | None = None
+        self.cache_bytes = 0
+        self.draw = draw
+        self._gate, self._end_ids = gate, end_ids
+        self.begin()
+
+    def begin(self) -> None:
+        """Start its clock."""
+        self._begun = self._first = self._last = time.perf_counter()
+
+    def accept(self, token_id: int) -> None:
+        """Take the next token: it may add text, and may finish the sequence."""
+        self._last = time.perf_counter()
+        if not self.ids:
+            self._first = self._last
+        self.ids.append(token_id)
+        self.draw.note(token_id)
+        if token_id in self._end_ids:
+            # an end token is counted and remembered, but it is no text
+            self.finish(FinishReason.STOP)
+            return
+        self.pieces.append(self._gate.add(token_id))
+        if self._gate.stopped:
+            self.reason = FinishReason.STOP
+        elif len(self.ids) == self.sampling.max_tokens:
+            self.finish(FinishReason.LENGTH)
+
+    def finish(self, reason: FinishReason) -> None:
+        """End it here, and let out the text that was held back; the first reason stands."""
+        if self.reason is None:
+            self.pieces.append(self._gate.finish())
+            # what was held back may have ended in a stop text
+            self.reason = FinishReason.STOP if self._gate.stopped else reason
+
+    def completion(self) -> Completion:
+        """Its record, once it is finished."""
+        assert self.reason is not None
+        return Completion(
+            text="".join(self.pieces),
+            token_ids=self.ids,
+            finish_reason=self.reason,
+            usage=Usage(
+                prompt_tokens=len(self.prompt),
+                completion_tokens=len(self.ids),
+                cached_tokens=self.n_cached,
+                cache_bytes=self.cache_bytes,
+            ),
+            prompt_ids=self.prompt,
+            timings=Timings(prefill_s=self._first - self._begun, decode_s=self._last - self._first),
+        )
+
+
+def prefill(model: Hybrid, prompts: Sequence[Sequence[int]], cache: Cache, chunk: int) -> Tensor:
+    """Feed prompts to the model, at most about `chunk` tokens of them at a time.
+
+    Args:
+        model: in whose vocabulary the ids are.
+        prompts: B lists of at least one id, to continue the B sequences of the cache.
+        cache: extended; padding comes only before a sequence's first token, so a cache that holds tokens
+            already takes prompts of one length only.
+        chunk: tokens per call over all sequences, padding included; at least one of each.
+
+    Returns: (B, V) logits after each prompt's last token.
+    """
+    B, L = len(prompts), max(map(len, prompts))
+    ids = torch.zeros(B, L, dtype=torch.int64)
+    mask = torch.zeros(B, L, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, L - len(prompt) :] = torch.tensor(prompt)
+        mask[row, L - len(prompt) :] = True
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    width = max(1, chunk // B)
+    for first in range(0, L - width, width):
+        part = slice(first, first + width)
+        model.hidden(ids[:, part], attention_mask=mask[:, part], cache=cache)
+    tail = slice((L - 1) // width * width, L)
+    logits = model(ids[:, tail], attention_mask=mask[:, tail], cache=cache, n_logits=1).logits
+    return logits[:, 0]
+
+
+def decode(model: Hybrid, rows: Sequence[Row], cache: Cache, logits: Tensor) -> Iterator[list[int]]:
+    """Draw and feed tokens until every row is finished.
+
+    Args:
+        model: as for prefill.
+        rows: B sequences; each `accept`s its tokens.
+        cache: theirs; holds, at the end, every token of the last row but the last one drawn.
+        logits: (B, V) from prefill.
+
+    Yields: the ids drawn in this step, before they are fed: here the caller may show text, finish rows, or leave.
+    """
+    rows = list(rows)
+    while rows:
+        ids = sample(logits, [row.draw for row in rows])
+        for row, token_id in zip(rows, ids, strict=True):
+            row.accept(token_id)
+        yield ids
+        going = [i for i, row in enumerate(rows) if row.reason is None]
+        if len(going) < len(rows):
+            cache_bytes = cache.n_bytes() // len(rows)
+            for row in rows:
+                row.cache_bytes = cache_bytes
+            if not going:
+                return
+            cache.select(torch.tensor(going, device=model.device))
+            rows, ids = [rows[i] for i in going], [ids[i] for i in going]
+        step = torch.tensor(ids, device=model.device)[:, None]
+        logits = model(step, cache=cache, n_logits=1).logits[:, 0]
+
+
+def groups(lengths: Sequence[int], max_batch: int, slack: int) -> list[list[int]]:
+    """Which prompts run together: neighbours in length, so that little of a batch is padding.
+
+    Args:
+        lengths: tokens of each prompt.
+        max_batch: sequences per group.
+        slack: a group smaller than this many tokens, padding included, is never split for its padding.
+
+    Returns: groups of indices into lengths, longest prompts first.
+    """
+    result: list[list[int]] = []
+    real = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if result:
+            padded = lengths[result[-1][0]] * (len(result[-1]) + 1)
+            real += lengths[i]
+            if len(result[-1]) < max_batch and (padded <= slack or padded <= 2 * real):
+                result[-1].append(i)
+                continue
+        result.append([i])
+        real = lengths[i]
+    return result
