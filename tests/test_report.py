@@ -25,7 +25,7 @@ def test_a_table_lines_up_names_numbers_units_and_spread() -> None:
     speed.add("fits", True)
     assert speed.table().splitlines() == [
         "speed",
-        "  decode               1,235 tokens/s  ± 1.5 (n=5)",
+        "  decode              1,235 tokens/s  ± 1.5 (n=5)",
         "  parameters  8,101,000,000",
         "  fits                  yes",
     ]
