@@ -1,0 +1,1 @@
+"""One training loop for any objective: batches in, weights and measurements out."""

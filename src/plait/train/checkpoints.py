@@ -1,0 +1,157 @@
+"""The checkpoints of a run: one folder per saved step, the newest complete one resumes, the oldest go.
+
+checkpoints/step-000100/   weights.safetensors  optimizer.safetensors  random.safetensors  state.json  complete.json
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from plait.config import ConfigError, from_dict, to_dict
+from plait.dist import state
+from plait.model.hybrid import Hybrid
+from plait.train.optim import Optimizers
+from plait.train.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    step: updates made. skipped: steps left out; step + skipped is how many draws of data were used. in_a_row: steps
+    left out since the last update. tokens: read by all updates. loss, validation_loss: the latest.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What decides the numbers of a run: settings by dotted name, and the learning rates.
+
+    Two runs with equal settings and equal rates up to a step are the same run up to there, so one may continue the
+    other's checkpoint: this is how a run is made longer while its rate is still at the peak.
+    """
+
+    settings: dict[str, object]
+    schedule: Schedule
+    steps: int
+
+    def differences(self, saved: dict[str, object], done: int) -> list[str]:
+        """What a saved run of `done` updates did differently, in words.
+
+        Args: saved: what `facts` gave there.
+        """
+        theirs = saved["settings"]
+        assert isinstance(theirs, dict)
+        found = [
+            f"{name} was {theirs.get(name)!r} and is {self.settings.get(name)!r}"
+            for name in sorted({*theirs, *self.settings})
+            if theirs.get(name) != self.settings.get(name)
+        ]
+        schedule, steps = saved["schedule"], saved["steps"]
+        assert isinstance(schedule, dict) and isinstance(steps, int)
+        before = from_dict(Schedule, schedule)
+        if (before, steps) != (self.schedule, self.steps):
+            for step in range(done):
+                was, now = before.lr(step, steps), self.schedule.lr(step, self.steps)
+                if was != now:
+                    found.append(f"the learning rate of step {step + 1} was {was:.4g} and would be {now:.4g}")
+                    break
+        return found
+
+    def facts(self) -> dict[str, object]:
+        """What to save, JSON-ready."""
+        return {"settings": self.settings, "schedule": to_dict(self.schedule), "steps": self.steps}
+
+
+class Checkpoints:
+    """The folder `checkpoints` of one run."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Args: folder: made at the first save. keep: how many to keep, at least 1."""
+        self.folder, self.keep = folder, keep
+
+    def found(self) -> Iterator[tuple[Path, dict[str, object]]]:
+        """Complete checkpoints with their facts, newest first."""
+        if not self.folder.is_dir():
+            return
+        named = [path for path in self.folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name)]
+        for path in sorted(named, key=lambda path: int(path.name[5:]), reverse=True):
+            facts = state.facts(path)
+            if facts is None:
+                log.warning("%s is incomplete and is left alone", path)
+            else:
+                yield path, facts
+
+    def latest(self) -> Path | None:
+        """The newest complete one."""
+        return next((path for path, _ in self.found()), None)
+
+    def save(
+        self, model: Hybrid, optimizers: Optimizers, progress: Progress, identity: Identity, extra: dict[str, object]
+    ) -> Path:
+        """Write a checkpoint of this step, then delete the oldest ones beyond `keep`.
+
+        Raises: OSError with the file's name; earlier checkpoints stay.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{progress.step:06}"
+        tensors = {
+            "weights": model.state_dict(),
+            "optimizer": optimizers.tensors(),
+            "random": state.random_state(model.device),
+        }
+        facts = {"progress": asdict(progress), "objective": extra, **identity.facts()}
+        state.write(path, tensors, facts)
+        for old, _ in list(self.found())[self.keep :]:
+            state.discard(old)
+        return path
+
+    def resume(
+        self, model: Hybrid, optimizers: Optimizers, identity: Identity
+    ) -> tuple[Progress, dict[str, object]] | None:
+        """Put the newest readable checkpoint into model and optimisers.
+
+        Returns: the progress and what the objective saved; None if there is no checkpoint.
+        Raises: ConfigError if it was made by another run, naming what differs.
+        """
+        for path, facts in self.found():
+            saved = facts["progress"]
+            assert isinstance(saved, dict)
+            differences = identity.differences(facts, saved["step"])
+            if differences:
+                raise ConfigError(
+                    f"{path} comes from another run: {'; '.join(differences)}. "
+                    "Put the settings back, or choose another folder with --out"
+                )
+            try:
+                tensors, facts = state.read(path)
+            except ValueError as error:
+                log.warning("%s; trying the one before", error)
+                continue
+            model.load_state_dict(tensors["weights"])
+            optimizers.load(tensors["optimizer"])
+            state.set_random_state(tensors["random"], model.device)
+            log.info("resuming from %s", path)
+            extra = facts["objective"]
+            assert isinstance(extra, dict)
+            return Progress(**saved), extra
+        return None
+
+
+def flatten(data: object, where: str = "") -> dict[str, object]:
+    """Nested tables as one, by dotted name."""
+    if isinstance(data, dict):
+        at = f"{where}." if where else ""
+        return {key: value for name, item in data.items() for key, value in flatten(item, at + name).items()}
+    return {where: list(data) if isinstance(data, tuple) else data}

@@ -1,0 +1,73 @@
+"""One update: gradients of all micro-batches, clipped, applied unless something in them is not finite.
+
+    g = sum over micro-batches of grad loss_sum / counted tokens;   g <- g min(1, clip / |g|);   one optimiser step
+
+The loss and the norm reach Python together, so a step waits for the device once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from plait.model.hybrid import Hybrid
+from plait.train.objective import Objective
+from plait.train.optim import Optimizers
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What an update measured.
+
+    loss: mean per counted token, nats. grad_norm: before clipping. applied: False if it was skipped because one of
+    both is not finite. metrics: means of the objective's further figures.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    metrics: dict[str, float]
+
+
+def update(
+    model: Hybrid, objective: Objective[B], batches: Sequence[B], counted: int, optimizers: Optimizers, lr: float
+) -> Update:
+    """Make one update, or leave parameters and optimiser state as they are.
+
+    Args:
+        model: in float32 masters.
+        objective: gives the loss of a batch.
+        batches: the micro-batches of this step.
+        counted: tokens counted in all of them together.
+        optimizers: whose gradients are empty.
+        lr: learning rate of this update.
+
+    Returns: see Update. Gradients are empty afterwards.
+    """
+    total: dict[str, Tensor] = {}
+    for batch in batches:
+        loss = objective.loss(model, batch, 1.0 / counted)
+        loss.value.backward()
+        for name, figure in {"loss": loss.value, **loss.metrics}.items():
+            figure = figure.detach()
+            total[name] = total[name] + figure if name in total else figure
+    gradients = [p.grad for p in optimizers.parameters if p.grad is not None]
+    norm = get_total_norm(gradients)
+    grad_norm, *figures = torch.stack([norm.float(), *(figure.float() for figure in total.values())]).tolist()
+    metrics = dict(zip(total, figures, strict=True))
+    mean = metrics.pop("loss")
+    finite = math.isfinite(mean) and math.isfinite(grad_norm)
+    if finite:
+        clip = optimizers.settings.clip
+        if 0 < clip < grad_norm:
+            for gradient in gradients:
+                gradient.mul_(clip / grad_norm)
+        optimizers.step(lr)
+    optimizers.zero_grad()
+    return Update(loss=mean, grad_norm=grad_norm, applied=finite, metrics=metrics)
