@@ -1,62 +1,55 @@
-"""A tiny hybrid and a stream of random documents, for tests of training."""
+"""A tiny hybrid and a dataset of simple documents, for tests of training."""
 
-from dataclasses import dataclass
+import random
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from plait.data.loader import Loader
+from plait.data.shards import Dataset
+from plait.data.writer import ShardWriter
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
 from plait.train.pretrain import NextToken
 
-TINY = {
-    "vocab_size": 64,
+VOCAB = 64
+SIZES = {
+    "vocab_size": VOCAB,
     "d_model": 32,
     "mamba2": {"n_heads": 4, "head_dim": 8, "d_state": 8, "n_groups": 2, "chunk": 8},
     "attention": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8},
     "mlp": {"d_ff": 64},
+    "moe": {"n_experts": 4, "n_chosen": 2, "d_ff": 16, "d_shared": 16, "d_latent": 16},
 }
 
 
+def tiny_config(pattern: str = "M-*-") -> ModelConfig:
+    """Some 20 thousand parameters."""
+    used = {"M": "mamba2", "*": "attention", "-": "mlp", "E": "moe"}
+    unused = {name for letter, name in used.items() if letter not in pattern}
+    return ModelConfig.from_pattern(pattern, **{key: value for key, value in SIZES.items() if key not in unused})
+
+
 def tiny_model(pattern: str = "M-*-", recipe: str = "fp32", seed: int = 0) -> Hybrid:
-    """Some 15 thousand parameters."""
-    return build(ModelConfig.from_pattern(pattern, **TINY), recipe=recipe, seed=seed)
+    """A fresh model of that config."""
+    return build(tiny_config(pattern), recipe=recipe, seed=seed)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A packed batch."""
-
-    ids: Tensor
-    targets: Tensor
-    starts: Tensor | None
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Batch `step` of documents in which each token is the one before it times 5 plus 1, with some noise."""
-
-    batch_size: int = 4
-    length: int = 24
-    seed: int = 0
-
-    def batch(self, step: int) -> Rows:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        ids = torch.randint(0, 64, (self.batch_size, self.length + 1), generator=generator)
-        noise = torch.rand(ids.shape, generator=generator) < 0.1
-        for t in range(1, self.length + 1):
-            ids[:, t] = torch.where(noise[:, t], ids[:, t], (ids[:, t - 1] * 5 + 1) % 64)
-        starts = torch.rand((self.batch_size, self.length), generator=generator) < 0.1
-        starts[:, 0] = True
-        targets = ids[:, 1:].clone()
-        # the last token of a document predicts nothing
-        targets[:, :-1][starts[:, 1:]] = -100
-        return Rows(ids[:, :-1].contiguous(), targets, starts)
-
-    def identity(self) -> dict[str, object]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "length": self.length}
+def write_documents(folder: Path, n: int = 300, seed: int = 0) -> Dataset:
+    """Documents of 5 to 60 tokens in which each follows from the one before, but for some noise; 63 ends them."""
+    rng = random.Random(seed)
+    with ShardWriter(folder, VOCAB, eos_id=63) as writer:
+        for _ in range(n):
+            ids = [rng.randrange(62)]
+            for _ in range(rng.randrange(4, 59)):
+                ids.append((ids[-1] * 5 + 1) % 63 % 62 if rng.random() < 0.9 else rng.randrange(62))
+            writer.add(ids)
+    return Dataset.open(folder)
 
 
-def objective(accumulate: int = 1, **kwargs: int) -> NextToken:
-    """Next-token prediction over such a stream, validated on another seed."""
-    return NextToken(Stream(**kwargs), accumulate=accumulate, validation=Stream(seed=9), validation_batches=2)
+def objective(dataset: Dataset, *, accumulate: int = 1, rows: int = 4, length: int = 24, seed: int = 0) -> NextToken:
+    """Next-token prediction over it; the same documents validate."""
+    data = {"words": dataset}
+    valid = Loader(data, batch_size=rows, seq_len=length, seed=1, repeat=False)
+    loader = Loader(data, batch_size=rows, seq_len=length, seed=seed)
+    return NextToken(
+        loader, accumulate=accumulate, validation=valid, validation_batches=2, identity={"seed": seed, "rows": rows}
+    )

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from plait.config import ConfigError, from_dict, to_dict
 from plait.dist import state
 from plait.model.hybrid import Hybrid
 from plait.train.optim import Optimizers
@@ -60,7 +59,7 @@ class Identity:
         ]
         schedule, steps = saved["schedule"], saved["steps"]
         assert isinstance(schedule, dict) and isinstance(steps, int)
-        before = from_dict(Schedule, schedule)
+        before = Schedule(**schedule)
         if (before, steps) != (self.schedule, self.steps):
             for step in range(done):
                 was, now = before.lr(step, steps), self.schedule.lr(step, self.steps)
@@ -71,7 +70,7 @@ class Identity:
 
     def facts(self) -> dict[str, object]:
         """What to save, JSON-ready."""
-        return {"settings": self.settings, "schedule": to_dict(self.schedule), "steps": self.steps}
+        return {"settings": self.settings, "schedule": asdict(self.schedule), "steps": self.steps}
 
 
 class Checkpoints:
@@ -123,14 +122,14 @@ class Checkpoints:
         """Put the newest readable checkpoint into model and optimisers.
 
         Returns: the progress and what the objective saved; None if there is no checkpoint.
-        Raises: ConfigError if it was made by another run, naming what differs.
+        Raises: ValueError if it was made by another run, naming what differs.
         """
         for path, facts in self.found():
             saved = facts["progress"]
             assert isinstance(saved, dict)
             differences = identity.differences(facts, saved["step"])
             if differences:
-                raise ConfigError(
+                raise ValueError(
                     f"{path} comes from another run: {'; '.join(differences)}. "
                     "Put the settings back, or choose another folder with --out"
                 )

@@ -10,11 +10,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from plait.config import ConfigError, to_dict
 from plait.dist import parallel, state
 from plait.model.hybrid import Hybrid
 from plait.train.checkpoints import Checkpoints, Identity, Progress, flatten
@@ -38,7 +37,7 @@ class DivergedError(RuntimeError):
 class TrainConfig:
     """Settings of a run.
 
-    steps: updates to make. accumulate: micro-batches per update. optim, schedule: see there. validate_every: steps
+    steps: updates to make. optim, schedule: see there. validate_every: steps
     between validations, 0 only at the end. save_every, save_minutes: when checkpoints are written, 0 never by this
     rule; one is always written at the end and when the run is asked to stop. keep: newest checkpoints that stay.
     max_skipped: steps in a row with a loss or gradient that is not finite before the run gives up.
@@ -47,7 +46,6 @@ class TrainConfig:
     """
 
     steps: int
-    accumulate: int = 1
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     validate_every: int = 0
@@ -61,12 +59,12 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "keep", "max_skipped", "log_every"):
+        for name in ("steps", "keep", "max_skipped", "log_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         for name in ("validate_every", "save_every", "save_minutes"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be 0 or more; 0 turns it off")
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more; 0 turns it off")
         self.schedule.lengths(self.steps)
 
 
@@ -112,7 +110,7 @@ def train(
         on_step: called with the facts of every step, skipped ones included.
         observers: told the same, and when the run ends.
 
-    Raises: ConfigError for settings that do not fit or a checkpoint of another run; DivergedError; OSError naming the
+    Raises: ValueError for settings that do not fit or a checkpoint of another run; DivergedError; OSError naming the
         file if something cannot be written; KeyboardInterrupt after Ctrl-C or SIGTERM, when the state is saved.
     """
     if config.recompute:
@@ -126,7 +124,7 @@ def train(
         if on_step is not None:
             run.observers.append(on_step)
         interrupts = stack.enter_context(Interrupts())
-        coming = stack.enter_context(draws(objective, config.accumulate, run.progress.step + run.progress.skipped))
+        coming = stack.enter_context(draws(objective, run.progress.step + run.progress.skipped))
         while run.progress.step < config.steps:
             run.step(*next(coming))
             stops = bool(interrupts.asked)
@@ -154,10 +152,9 @@ class _Run(Generic[B]):
         self.last_saved: Path | None = None
         is_compiled = parallel.compile_blocks(model, config.compile)
         settings = {
-            "model": to_dict(model.config),
+            "model": model.config.to_dict(),
             "precision": model.recipe.name,
-            "optim": to_dict(config.optim),
-            "accumulate": config.accumulate,
+            "optim": asdict(config.optim),
             "compiled": is_compiled,
             "data": objective.identity(),
             "start": dict(start),
@@ -174,7 +171,7 @@ class _Run(Generic[B]):
             return
         if how == "never":
             if (found := self.checkpoints.latest()) is not None:
-                raise ConfigError(f'resume="never", but {found} exists; choose another folder, or resume="auto"')
+                raise ValueError(f'resume="never", but {found} exists; choose another folder, or resume="auto"')
         elif (found := self.checkpoints.resume(self.model, self.optimizers, self.identity)) is not None:
             self.progress, extra = found
             self.objective.load_state(extra)

@@ -1,7 +1,7 @@
 """What a run minimises: where its batches come from and what their loss is. The loop knows nothing else.
 
-A step of the loop is one update from `accumulate` micro-batches. The loop asks for batch (draw, micro), where `draw`
-counts the steps tried so far: batches must depend on nothing but these two numbers, so that resuming is arithmetic.
+A step of the loop is one update from one or more micro-batches. The loop asks for those of draw 0, 1, 2, ..., which
+counts the steps tried so far: batches must depend on nothing but this number, so that resuming is arithmetic.
 
     gradient of a step = sum over micro-batches of d loss_sum / sum over micro-batches of counted tokens
 
@@ -47,10 +47,10 @@ class Size:
 
 
 class Objective(Protocol[B]):
-    """Batches and their loss. All methods but `loss` run on the CPU, `batch` and `size` in a thread."""
+    """Batches and their loss. `batches` and `size` run in a thread."""
 
-    def batch(self, draw: int, micro: int) -> B:
-        """Micro-batch `micro` of step `draw`, both counted from 0; the same whenever it is asked for."""
+    def batches(self, draw: int) -> Sequence[B]:
+        """The micro-batches of step `draw`, counted from 0; the same whenever they are asked for."""
         ...
 
     def size(self, batch: B) -> Size:
@@ -70,7 +70,7 @@ class Objective(Protocol[B]):
         ...
 
     def state(self) -> dict[str, object]:
-        """What else to save, JSON-ready; objectives that compute from (draw, micro) have nothing."""
+        """What else to save, JSON-ready; often there is nothing."""
         ...
 
     def load_state(self, state: dict[str, object]) -> None:

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from plait.config import ConfigError
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
@@ -38,12 +36,12 @@ class Optim:
     def __post_init__(self) -> None:
         for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
             if not all(0 <= value < 1 for value in values):
-                raise ConfigError(f"{name}={getattr(self, name)}: must lie in 0 .. 1, 1 excluded")
+                raise ValueError(f"{name}={getattr(self, name)}: must lie in 0 .. 1, 1 excluded")
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}={getattr(self, name)}: must be 0 or more; 0 turns it off")
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more; 0 turns it off")
         if not 0 < self.eps < 1:
-            raise ConfigError(f"eps={self.eps}: must be a small number above 0, for example 1e-8")
+            raise ValueError(f"eps={self.eps}: must be a small number above 0, for example 1e-8")
 
 
 def groups(model: nn.Module, kind: str = "adamw") -> dict[str, dict[str, nn.Parameter]]:
@@ -73,15 +71,15 @@ class Optimizers:
     def __init__(self, model: nn.Module, settings: Optim) -> None:
         """Collect the model's parameters.
 
-        Raises: ConfigError for parameters that are not float32 or if nothing is trainable.
+        Raises: ValueError for parameters that are not float32 or if nothing is trainable.
         """
         self.settings, self.groups = settings, groups(model, settings.kind)
         self.names = {p: name for members in self.groups.values() for name, p in members.items()}
         if not self.names:
-            raise ConfigError("the model has no trainable parameter: every one has requires_grad=False")
+            raise ValueError("the model has no trainable parameter: every one has requires_grad=False")
         for parameter, name in self.names.items():
             if parameter.dtype not in (torch.float32, torch.float64):
-                raise ConfigError(f'{name} is {parameter.dtype}: training needs masters; load with dtype="float32"')
+                raise ValueError(f'{name} is {parameter.dtype}: training needs masters; load with dtype="float32"')
         self.parameters = list(self.names)
         plain = [
             {"params": list(self.groups[group].values()), "weight_decay": decay}

@@ -1,6 +1,6 @@
 """Prepares the batches of the next step in a thread while this one is computed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,23 +11,22 @@ B = TypeVar("B")
 
 
 @contextmanager
-def draws(objective: Objective[B], accumulate: int, first: int) -> Iterator[Iterator[tuple[list[B], list[Size]]]]:
+def draws(objective: Objective[B], first: int) -> Iterator[Iterator[tuple[Sequence[B], list[Size]]]]:
     """Micro-batches of draw `first` and of all after it, with their sizes.
 
     Args:
         objective: gives the batches.
-        accumulate: micro-batches per draw.
         first: number of the first draw.
 
     Yields: an endless iterator; what goes wrong in the thread is raised by its `next`.
     """
 
-    def make(draw: int) -> tuple[list[B], list[Size]]:
-        batches = [objective.batch(draw, micro) for micro in range(accumulate)]
+    def make(draw: int) -> tuple[Sequence[B], list[Size]]:
+        batches = objective.batches(draw)
         return batches, [objective.size(batch) for batch in batches]
 
-    def each(pool: ThreadPoolExecutor) -> Iterator[tuple[list[B], list[Size]]]:
-        coming: Future[tuple[list[B], list[Size]]] = pool.submit(make, first)
+    def each(pool: ThreadPoolExecutor) -> Iterator[tuple[Sequence[B], list[Size]]]:
+        coming: Future[tuple[Sequence[B], list[Size]]] = pool.submit(make, first)
         draw = first
         while True:
             ready, draw = coming.result(), draw + 1

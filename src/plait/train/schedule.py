@@ -15,8 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from plait.config import ConfigError
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
@@ -36,20 +34,20 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.peak) and self.peak > 0):
-            raise ConfigError(f"peak={self.peak}: the learning rate must be above 0, for example 1e-3")
+            raise ValueError(f"peak={self.peak}: the learning rate must be above 0, for example 1e-3")
         if not 0 <= self.final_ratio <= 1:
-            raise ConfigError(f"final_ratio={self.final_ratio}: the last rate over the peak lies between 0 and 1")
+            raise ValueError(f"final_ratio={self.final_ratio}: the last rate over the peak lies between 0 and 1")
         for name in ("warmup_steps", "decay_steps"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ConfigError(f"{name}={value}: a number of steps cannot be negative; use 0 for none")
+                raise ValueError(f"{name}={value}: a number of steps cannot be negative; use 0 for none")
         if self.kind == "cosine" and (self.decay_steps is not None or self.decay == "linear"):
-            raise ConfigError("decay_steps and decay describe kind='wsd'; leave them out with kind='cosine'")
+            raise ValueError("decay_steps and decay describe kind='wsd'; leave them out with kind='cosine'")
 
     def lengths(self, steps: int) -> tuple[int, int]:
         """Updates of the warm-up and of the decay, in a run of `steps` updates.
 
-        Raises: ConfigError if both together are longer than the run.
+        Raises: ValueError if both together are longer than the run.
         """
         warmup = round(0.01 * steps) if self.warmup_steps is None else self.warmup_steps
         if self.kind == "cosine":
@@ -57,7 +55,7 @@ class Schedule:
         else:
             decay = round(0.15 * steps) if self.decay_steps is None else self.decay_steps
         if warmup + decay > steps:
-            raise ConfigError(
+            raise ValueError(
                 f"warmup_steps={warmup} and decay_steps={decay} are longer than the run of {steps} steps together; "
                 "shorten one of them or train longer"
             )
