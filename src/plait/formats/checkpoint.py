@@ -1,0 +1,252 @@
+"""A checkpoint of any format: open it, build its model, write it in another format.
+
+    checkpoint = Checkpoint.open("folder");  model = checkpoint.model();  checkpoint.save("other", "native")
+
+Numbers  parameters keep the dtype in which they are stored, unless one is asked for; A_log, D, dt_bias and the router's
+         correction are always float32 in memory. float16 is read, but computed in bfloat16: squared ReLU exceeds
+         float16's largest number.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from plait.config import nearest
+from plait.formats import FORMATS
+from plait.formats.error import CheckpointError as CheckpointError
+from plait.formats.folder import carried, whole_folder
+from plait.formats.format import Contents, Format
+from plait.formats.shards import MAX_SHARD_BYTES, Progress
+from plait.formats.tensors import LazyTensor
+from plait.model.hybrid import Hybrid, recipe_of
+from plait.precision.recipe import PrecisionRecipe
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+PLAIN = ("bf16", "fp32")
+
+# exponentials and tiny differences hang on these; half precision loses both
+_ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Contents):
+    """The contents of a folder, and where they lie; tensors are read when they are needed."""
+
+    folder: Path
+
+    @staticmethod
+    def open(path: str | Path, *, verify: bool = False) -> "Checkpoint":
+        """Open a checkpoint folder of any format.
+
+        Args:
+            path: the folder.
+            verify: also read every byte and hold it against the checksums that the format records.
+
+        Raises: CheckpointError naming file, tensor or field of whatever is wrong.
+        """
+        folder = Path(path)
+        found = format_of(folder)
+        if verify:
+            found.verify(folder)
+        contents = found.read(folder)
+        values = {f.name: getattr(contents, f.name) for f in fields(Contents)}
+        return Checkpoint(folder=folder, **values)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the number format that the model needs; "bf16" or "fp32" for none in particular."""
+        return self.config.recipe
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which most of it is stored."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += tensor.n_bytes
+        return sizes.most_common(1)[0][0]
+
+    def model(
+        self,
+        recipe: str | PrecisionRecipe | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> Hybrid:
+        """Build the model and read its tensors straight into its parameters.
+
+        Args:
+            recipe: what products are computed in; None takes what the model needs, over `dtype`.
+            device: where; "auto" is the GPU if there is one, else the CPU.
+            dtype: of the parameters, and of the products where no recipe is given; "auto" is as stored.
+
+        Raises: ValueError for a dtype or device that cannot be used; ConfigError for an unknown recipe.
+        """
+        where, wanted = _device(device), _dtype(dtype)
+        with torch.device("meta"):
+            model = Hybrid(self.config, self._recipe(recipe, wanted))
+        for name, tensor in self.tensors.items():
+            stored = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
+            kept = name.endswith(_ALWAYS_FLOAT32) and wanted != torch.float64
+            chosen = torch.float32 if kept else wanted or stored
+            out = torch.empty(tensor.shape, dtype=chosen, device=where)
+            tensor.copy_to(out)
+            _put(model, name, out)
+        model.origin = self.folder
+        return model
+
+    def save(
+        self,
+        path: str | Path,
+        format: str = "hf",
+        dtype: str | torch.dtype | None = None,
+        overwrite: bool = False,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write it in any format, one block at a time; arguments and errors are those of `save`."""
+        provenance = {"parent": {"name": self.folder.resolve().name, **self.provenance}}
+        return _save(replace(self, provenance=provenance), path, format, dtype, overwrite, max_shard_bytes, progress)
+
+    def _recipe(self, recipe: str | PrecisionRecipe | None, wanted: torch.dtype | None) -> PrecisionRecipe:
+        if recipe is not None:
+            return recipe_of(recipe)
+        stored = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+        compute = wanted or (torch.float32 if stored == torch.float64 else stored)
+        if self.recipe in PLAIN:
+            return recipe_of("bf16" if compute == torch.bfloat16 else "fp32").computing_in(compute)
+        return recipe_of(self.recipe).computing_in(compute)
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    recipe: str | PrecisionRecipe | None = None,
+) -> Hybrid:
+    """Read a model from a checkpoint folder of any format; arguments and errors are those of `Checkpoint`.
+
+    `load(path, dtype="float32", recipe="bf16")` gives float32 masters computed in bfloat16, as training wants them.
+    """
+    return Checkpoint.open(path).model(recipe=recipe, device=device, dtype=dtype)
+
+
+def save(
+    model: Hybrid,
+    path: str | Path,
+    format: str = "hf",
+    dtype: str | torch.dtype | None = None,
+    overwrite: bool = False,
+    *,
+    tokenizer: str | Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a model as a checkpoint folder, which appears whole or not at all.
+
+    Args:
+        model: its parameters may be on any device.
+        path: the folder to make.
+        format: a name from plait.formats.FORMATS.
+        dtype: to store in; None stores each parameter as it is. A_log, D, dt_bias and router corrections stay float32.
+        overwrite: replace a checkpoint that is there already.
+        tokenizer: folder whose tokenizer files go along; None takes them from where the model was loaded.
+        max_shard_bytes: larger models are split into files of at most this size.
+        progress: called with the number of bytes just written.
+
+    Returns: the folder.
+    Raises: CheckpointError if the format cannot express the model or the folder may not be replaced; OSError.
+    """
+    source = model.origin if tokenizer is None else Path(tokenizer)
+    recipe = model.recipe.name if model.recipe.name not in PLAIN else model.config.recipe
+    parent = {} if model.origin is None else {"parent": {"name": model.origin.resolve().name}}
+    contents = Contents(
+        config=replace(model.config, recipe=recipe),
+        tensors={name: LazyTensor.of(tensor) for name, tensor in model.state_dict().items()},
+        files=() if source is None else carried(source),
+        provenance=parent,
+    )
+    return _save(contents, path, format, dtype, overwrite, max_shard_bytes, progress)
+
+
+def format_of(folder: Path) -> Format:
+    """The format of a folder; CheckpointError if it is none that we read."""
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist; give the folder of a checkpoint on this machine")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in")
+    for row in FORMATS.values():
+        if row.detect(folder):
+            return row
+    raise CheckpointError(f"{folder} holds no checkpoint: neither plait.json nor config.json is in it")
+
+
+def _save(
+    contents: Contents,
+    path: str | Path,
+    format: str,
+    dtype: str | torch.dtype | None,
+    overwrite: bool,
+    max_shard_bytes: int,
+    progress: Progress | None,
+) -> Path:
+    if format not in FORMATS:
+        close = nearest(format, FORMATS)
+        raise ValueError(
+            f"format={format!r} is unknown; known: {', '.join(FORMATS)}" + (f" ({close}?)" if close else "")
+        )
+    if dtype is not None:
+        contents = replace(contents, tensors=_cast(contents.tensors, _dtype(dtype)))
+    row = FORMATS[format]
+    tensors = row.plan(contents)
+    n_bytes = sum(tensor.n_bytes for tensor in tensors.values())
+    with whole_folder(Path(path), overwrite=overwrite, replaces=_is_checkpoint, n_bytes=n_bytes) as folder:
+        row.write(contents, tensors, folder, max_shard_bytes, progress)
+    return Path(path)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any(row.detect(folder) for row in FORMATS.values())
+
+
+def _cast(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
+    kept = {name: tensor.cast(torch.float32) for name, tensor in tensors.items() if name.endswith(_ALWAYS_FLOAT32)}
+    return {
+        name: kept.get(name) or (tensor if dtype is None else tensor.cast(dtype)) for name, tensor in tensors.items()
+    }
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter or buffer that is on meta."""
+    module, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    is_parameter = leaf in module._parameters
+    setattr(module, leaf, nn.Parameter(tensor) if is_parameter else tensor)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is no device of torch; write cpu, cuda or cuda:1") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: torch sees no GPU here; use device='cpu' or a CUDA build of torch")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """A dtype to hold a model in; None for "auto"."""
+    if dtype == "auto":
+        return None
+    for name, known in DTYPES.items():
+        if dtype in (name, known):
+            return known
+    why = (
+        "squared ReLU exceeds its largest number"
+        if dtype in ("float16", torch.float16)
+        else "it is not one we compute in"
+    )
+    raise ValueError(f"dtype={dtype!r}: {why}; known: auto, {', '.join(DTYPES)}")

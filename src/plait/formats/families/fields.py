@@ -1,0 +1,104 @@
+"""Reads the fields of a config.json one by one, so that nothing that matters is missed, mistyped or misspelled."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from plait.formats.error import CheckpointError
+
+T = TypeVar("T")
+
+
+class Fields:
+    """A JSON object whose fields are asked for by name, or by several names that mean the same.
+
+    It remembers what was asked, so that `check_spelling` can find a key that looks like one that was asked in vain.
+    """
+
+    def __init__(self, data: Mapping[str, object], path: Path) -> None:
+        self.data, self.path = data, path
+        self._asked: dict[str, bool] = {}  # name -> whether it, or another name for the same, was there
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.value(name) is not None
+
+    def value(self, *names: str) -> object:
+        """The first of these fields that is there and not null, as JSON gave it; None otherwise."""
+        found = [name for name in names if name in self.data]
+        for name in names:
+            self._asked[name] = self._asked.get(name, False) or bool(found)
+        return next((self.data[name] for name in found if self.data[name] is not None), None)
+
+    def whole(self, *names: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`; missing or null is the default, or an error without one."""
+        value = self._value(names, default)
+        if type(value) is not int or value < least:
+            raise self.wrong(names[0], value, f"a whole number of at least {least}")
+        return value
+
+    def number(self, *names: str, default: float | None = None) -> float:
+        """A number."""
+        value = self._value(names, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(names[0], value, "a number")
+        return float(value)
+
+    def flag(self, *names: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(names, default)
+        if not isinstance(value, bool):
+            raise self.wrong(names[0], value, "true or false")
+        return value
+
+    def only(self, name: str, *allowed: object, why: str) -> None:
+        """Refuse a setting that would change what the model computes; absent and null are fine."""
+        value = self.value(name)
+        if value is not None and value not in allowed:
+            shown = " or ".join(repr(item) for item in allowed) or "nothing"
+            raise CheckpointError(f"{self.path}: {name} = {value!r} is not supported ({why}); known: {shown}")
+
+    def tokens(self, *names: str) -> tuple[int, ...]:
+        """Token ids: one, a list, or none."""
+        value = self.value(*names)
+        found = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(item) is int for item in found):
+            raise self.wrong(names[0], value, "a token id or a list of them")
+        return tuple(item for item in found if item >= 0)
+
+    def token(self, name: str) -> int | None:
+        """One token id, or None."""
+        found = self.tokens(name)
+        return found[0] if found else None
+
+    def table(self, name: str) -> "Fields | None":
+        """A nested object, or None."""
+        value = self.value(name)
+        if value is not None and not isinstance(value, dict):
+            raise self.wrong(name, value, "a table")
+        return None if value is None else Fields(value, self.path)
+
+    def wrong(self, name: str, value: object, expected: str) -> CheckpointError:
+        """The error for a field of the wrong kind."""
+        if value is None:
+            return CheckpointError(f"{self.path}: {name} is missing; expected {expected}{self._near(name)}")
+        return CheckpointError(f"{self.path}: {name} = {value!r}, expected {expected}")
+
+    def check_spelling(self) -> None:
+        """Refuse a key that nobody asked for and that differs by a letter or two from one that is missing."""
+        absent = [name for name, there in self._asked.items() if not there]
+        for key in self.data:
+            if key not in self._asked:
+                close = difflib.get_close_matches(key, absent, n=1, cutoff=0.88)
+                if close:
+                    raise CheckpointError(f"{self.path}: unknown key {key!r}; did you mean {close[0]!r}?")
+
+    def _value(self, names: tuple[str, ...], default: T) -> object | T:
+        value = self.value(*names)
+        return default if value is None else value
+
+    def _near(self, name: str) -> str:
+        strange = [key for key in self.data if key not in self._asked]
+        close = difflib.get_close_matches(name, strange, n=1, cutoff=0.8)
+        return f"; is {close[0]!r} meant to be it?" if close else ""
