@@ -12,7 +12,10 @@ ARGS ?=
 PYTHON ?=
 PLAIT_TORCH ?= pinned
 BIN := .venv/bin
+RUN := $(BIN)/python -m
 STAMP := .venv/installed-$(PLAIT_TORCH)
+# an activated .venv must not be the interpreter that makes .venv anew
+export PATH := $(subst $(CURDIR)/$(BIN):,,$(PATH))
 
 help:
 	@echo "make demo    the whole story: train, compare, generate, export, report"
@@ -21,16 +24,16 @@ help:
 	@echo "make clean   remove .venv and caches"
 
 demo: $(STAMP)
-	$(BIN)/plait demo $(ARGS)
+	$(RUN) plait demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(RUN) pytest $(ARGS)
 
 check: $(STAMP)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/pyright
-	$(BIN)/python -m pytest -q tests/test_house.py
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) pyright
+	$(RUN) pytest -q tests/test_house.py
 
 install: $(STAMP)
 
@@ -77,6 +80,7 @@ cp constraints.txt .venv/constraints.txt; \
 $(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 endef
 
+# tools that the system has need no script in .venv/bin, hence `python -m` above.
 # a venv made from a venv sees only the outermost site-packages: a .pth line lends it the ones where torch lies
 define INSTALL_system
 where=$$($$python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])') || { \
