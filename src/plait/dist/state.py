@@ -1,7 +1,7 @@
 """Writes and reads the state that a run resumes from: tensors as safetensors, the rest as JSON, never a pickle.
 
-A state is a folder. It is filled under a temporary name and renamed when everything is on the disk; its last file,
-`complete.json`, lists every other file with its size and SHA-256. A folder without a fitting one is not a state.
+The last file of a state, `complete.json`, lists every other file of its folder with its size and SHA-256. A folder
+without a fitting one is not a state.
 """
 
 import errno
@@ -22,37 +22,26 @@ FACTS = "state.json"
 
 
 def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, object]) -> None:
-    """Write a state; the folder appears whole or not at all, and replaces one of the same name.
+    """Fill a folder with a state; what lies in it already becomes part of it.
 
     Args:
-        folder: where; its parent must exist.
+        folder: exists; it should get its final name only afterwards.
         tensors: file stem -> name -> tensor, on any device.
         facts: JSON-ready.
 
-    Raises: OSError if the disk is full or not writable; nothing is left behind then.
+    Raises: OSError naming the file if the disk is full or not writable.
     """
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        for stem, named in tensors.items():
-            _write_tensors(aside / f"{stem}.safetensors", named)
-        _write_json(aside / FACTS, facts)
-        _write_json(aside / MARKER, {path.name: _print_of(path) for path in sorted(aside.iterdir())})
-        _sync(aside)
-        if folder.exists():
-            discard(folder)
-        os.rename(aside, folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    _write_json(folder / FACTS, facts)
+    for stem, named in tensors.items():
+        _write_tensors(folder / f"{stem}.safetensors", named)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    _write_json(folder / MARKER, {path.relative_to(folder).as_posix(): _print_of(path) for path in files})
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
     """Read a state back after comparing every checksum.
 
-    Returns: tensors by file stem and name, on the CPU; facts.
+    Returns: tensors by file stem and name, on the CPU; facts. Folders inside are checked and not read.
     Raises: ValueError naming the folder and what is wrong with it.
     """
     try:
@@ -61,7 +50,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]
             if _print_of(folder / name) != expected:
                 raise ValueError(f"{folder / name} is damaged: its checksum is not the one written with it")
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        found = {Path(name).stem: _read_tensors(folder / name) for name in listed if name.endswith(".safetensors")}
+        here = [name for name in listed if name.endswith(".safetensors") and "/" not in name]
+        found = {Path(name).stem: _read_tensors(folder / name) for name in here}
     except (OSError, SafetensorError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{folder} is no complete state: {error}") from None
     return found, facts
@@ -77,20 +67,6 @@ def facts(folder: Path) -> dict[str, object] | None:
         # whatever is wrong with it, it is not a state
         return None
     return None
-
-
-def discard(folder: Path) -> None:
-    """Delete a state; a kill in the middle leaves nothing that looks like one."""
-    doomed = folder.with_name(f".{folder.name}.old.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def sweep(parent: Path) -> None:
-    """Delete what killed processes left half-written."""
-    for path in parent.glob(".*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -118,6 +94,8 @@ def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
             if f"os error {number})" in str(error):
                 raise OSError(number, os.strerror(number), str(path)) from None
         raise
+    # the library's files are the owner's alone, ours are as the user's settings say
+    shutil.copymode(path.with_name(FACTS), path)
     _sync(path)
 
 

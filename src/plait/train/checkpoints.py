@@ -4,12 +4,16 @@ checkpoints/step-000100/   weights.safetensors  optimizer.safetensors  random.sa
 """
 
 import logging
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from plait.dist import state
+from plait.formats.checkpoint import Checkpoint, save
+from plait.formats.folder import whole_folder
 from plait.model.hybrid import Hybrid
 from plait.train.optim import Optimizers
 from plait.train.schedule import Schedule
@@ -76,9 +80,9 @@ class Identity:
 class Checkpoints:
     """The folder `checkpoints` of one run."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Args: folder: made at the first save. keep: how many to keep, at least 1."""
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, tokenizer: Path | None = None) -> None:
+        """Args: folder: made at the first save. keep: how many to keep, at least 1. tokenizer: folder; goes along."""
+        self.folder, self.keep, self.tokenizer = folder, keep, tokenizer
 
     def found(self) -> Iterator[tuple[Path, dict[str, object]]]:
         """Complete checkpoints with their facts, newest first."""
@@ -103,18 +107,25 @@ class Checkpoints:
 
         Raises: OSError with the file's name; earlier checkpoints stay.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{progress.step:06}"
-        tensors = {
-            "weights": model.state_dict(),
-            "optimizer": optimizers.tensors(),
-            "random": state.random_state(model.device),
-        }
+        moments = optimizers.tensors()
+        n_bytes = sum(t.nbytes for t in [*moments.values(), *model.state_dict().values()])
         facts = {"progress": asdict(progress), "objective": extra, **identity.facts()}
-        state.write(path, tensors, facts)
+        with whole_folder(path, overwrite=True, replaces=lambda _: True, n_bytes=n_bytes) as aside:
+            save(model, aside / "model", format="native", tokenizer=self.tokenizer)
+            state.write(aside, {"optimizer": moments, "random": state.random_state(model.device)}, facts)
         for old, _ in list(self.found())[self.keep :]:
-            state.discard(old)
+            # a kill in the middle leaves nothing that looks like a checkpoint
+            doomed = old.with_name(f".{old.name}.{os.getpid()}.old")
+            os.rename(old, doomed)
+            shutil.rmtree(doomed)
         return path
+
+    def sweep(self) -> None:
+        """Delete what killed processes left half-written or half-deleted."""
+        for pattern in (".step-*.new", ".step-*.old"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
     def resume(
         self, model: Hybrid, optimizers: Optimizers, identity: Identity
@@ -138,7 +149,9 @@ class Checkpoints:
             except ValueError as error:
                 log.warning("%s; trying the one before", error)
                 continue
-            model.load_state_dict(tensors["weights"])
+            named = model.state_dict()
+            for name, tensor in Checkpoint.open(path / "model").tensors.items():
+                tensor.copy_to(named[name])
             optimizers.load(tensors["optimizer"])
             state.set_random_state(tensors["random"], model.device)
             log.info("resuming from %s", path)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from plait.dist import parallel, state
+from plait.dist import parallel
 from plait.model.hybrid import Hybrid
 from plait.train.checkpoints import Checkpoints, Identity, Progress, flatten
 from plait.train.interrupt import Interrupts
@@ -95,6 +95,7 @@ def train(
     *,
     resume: Literal["auto", "never"] = "auto",
     start: Mapping[str, object] | None = None,
+    tokenizer: Path | None = None,
     on_step: Callable[[StepFacts], None] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Outcome:
@@ -107,6 +108,7 @@ def train(
         out: folder for metrics.jsonl and checkpoints/; None writes nothing and cannot resume.
         resume: "auto" continues from the newest checkpoint in `out`; "never" refuses a folder that has one.
         start: what else decided the starting weights, JSON-ready, e.g. their seed; compared when resuming.
+        tokenizer: folder whose tokenizer goes into every checkpoint; None takes the one the model was loaded with.
         on_step: called with the facts of every step, skipped ones included.
         observers: told the same, and when the run ends.
 
@@ -115,7 +117,7 @@ def train(
     """
     if config.recompute:
         parallel.recompute(model)
-    run = _Run(model, objective, config, out, start or {})
+    run = _Run(model, objective, config, out, start or {}, tokenizer)
     run.resume(resume)
     with ExitStack() as stack:
         for observer in [*run.writers(), *observers]:
@@ -141,14 +143,20 @@ class _Run(Generic[B]):
     """What one call of `train` holds together."""
 
     def __init__(
-        self, model: Hybrid, objective: Objective[B], config: TrainConfig, out: Path | None, start: Mapping[str, object]
+        self,
+        model: Hybrid,
+        objective: Objective[B],
+        config: TrainConfig,
+        out: Path | None,
+        start: Mapping[str, object],
+        tokenizer: Path | None,
     ) -> None:
         self.model, self.objective, self.config, self.out = model, objective, config, out
         self.optimizers = Optimizers(model, config.optim)
         self.validation = objective.validation()
         self.progress = Progress()
         self.observers: list[Callable[[StepFacts], None]] = []
-        self.checkpoints = None if out is None else Checkpoints(out / "checkpoints", config.keep)
+        self.checkpoints = None if out is None else Checkpoints(out / "checkpoints", config.keep, tokenizer)
         self.last_saved: Path | None = None
         is_compiled = parallel.compile_blocks(model, config.compile)
         settings = {
@@ -176,7 +184,7 @@ class _Run(Generic[B]):
             self.progress, extra = found
             self.objective.load_state(extra)
             self.last_saved = self.checkpoints.latest()
-        state.sweep(self.checkpoints.folder)
+        self.checkpoints.sweep()
 
     def writers(self) -> list[Observer]:
         """Files that every run with a folder writes."""
