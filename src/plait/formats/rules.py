@@ -171,14 +171,14 @@ def _merged(r: Rule, n: int) -> str:
 
 
 def _of_shape(tensor: LazyTensor, shape: Shape, name: str, sizes: str, where: str) -> LazyTensor:
-    if tensor.shape != shape:
-        look = f"; look at {sizes} in the config" if sizes else ""
-        raise CheckpointError(f"{where}: tensor {name!r} has shape {tensor.shape}, the config asks for {shape}{look}")
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
         raise CheckpointError(
             f"{where}: tensor {name!r} holds {tensor.dtype} codes; quantised weights are not read yet, "
             "take the checkpoint in bfloat16"
         )
+    if tensor.shape != shape:
+        look = f"; look at {sizes} in the config" if sizes else ""
+        raise CheckpointError(f"{where}: tensor {name!r} has shape {tensor.shape}, the config asks for {shape}{look}")
     return tensor
 
 

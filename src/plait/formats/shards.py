@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from plait.formats.error import CheckpointError
 from plait.formats.safetensors import DTYPES, INDEX, SINGLE
 from plait.formats.tensors import LazyTensor
@@ -99,14 +101,11 @@ def _write_file(path: Path, tensors: Mapping[str, LazyTensor], progress: Progres
             file.write(piece)
         for _, tensor in ordered:
             for block in tensor.blocks():
-                piece = memoryview(block.cpu().contiguous().view(_BYTE).numpy())
+                piece = block.cpu().contiguous().view(torch.uint8).numpy().data
                 digest.update(piece)
                 file.write(piece)
                 if progress is not None:
-                    progress(len(piece))
+                    progress(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())
     return Written(n_bytes=8 + len(raw) + at, sha256=digest.hexdigest())
-
-
-_BYTE = DTYPES["U8"]

@@ -62,9 +62,11 @@ class Fields:
     def tokens(self, *names: str) -> tuple[int, ...]:
         """Token ids: one, a list, or none."""
         value = self.value(*names)
-        found = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(item) is int for item in found):
+        listed: list[object] = [] if value is None else list(value) if isinstance(value, list) else [value]
+        found = [item for item in listed if isinstance(item, int) and not isinstance(item, bool)]
+        if len(found) < len(listed):
             raise self.wrong(names[0], value, "a token id or a list of them")
+        # some configs say -1 for "none"
         return tuple(item for item in found if item >= 0)
 
     def token(self, name: str) -> int | None:
