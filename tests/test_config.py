@@ -54,6 +54,7 @@ class Run:
     phases: tuple[Optim, ...] = ()
     heat: Celsius | None = None
     size: int | str = 0
+    level: Literal[1, "auto"] = 1
 
 
 FULL = Run(
@@ -103,6 +104,7 @@ def test_a_whole_number_is_a_float_too() -> None:
         ({"name": "a", "clip": "big"}, "clip = 'big': expected float"),
         ({"name": "a", "clip": True}, "clip = True: expected float"),
         ({"name": "a", "size": 1.5}, "size = 1.5: expected int or str"),
+        ({"name": "a", "level": True}, 'level = True: expected one of 1, "auto"'),
         ({"name": "a", "seeds": 3}, "seeds = 3: expected a list of int"),
         ({"name": "a", "seeds": [1, "b"]}, "seeds.1 = 'b': expected int"),
         ({"name": "a", "weights": {"code": "x"}}, "weights.code = 'x': expected float"),
@@ -156,7 +158,7 @@ def test_json_is_read_like_toml(tmp_path: Path) -> None:
         ("optim..lr=3", "'optim..lr=3' is not an override; write key=value, for example optim.lr=3e-4"),
         ("=3", "'=3' is not an override; write key=value, for example optim.lr=3e-4"),
         ("name.first=3", "'name.first=3': \"first\" lies below 'a', which is no table"),
-        ("seeds.5=3", "'seeds.5=3': \"5\" is no place in a list of 2; counting starts at 0"),
+        ("seeds.2=3", "'seeds.2=3': \"2\" is no place in a list of 2; counting starts at 0"),
         ("seeds.x=3", "'seeds.x=3': \"x\" is no place in a list of 2; counting starts at 0"),
     ],
 )

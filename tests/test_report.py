@@ -111,6 +111,8 @@ def test_the_commit_is_ours_or_none(tmp_path: Path) -> None:
     strange.mkdir(parents=True)
     (strange / "report.py").write_text(source.read_text())
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
     code = f"import sys; sys.path.insert(0, {str(strange)!r}); import report; print(report.provenance()['commit'])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "None\n"

@@ -225,10 +225,15 @@ def test_completion_offers_the_verbs(shell: str, capsys: pytest.CaptureFixture[s
         assert subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout == "train\n"
 
 
+# output that is not buffered fails at once and hides what happens at exit
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    ran = subprocess.run([sys.executable, "-m", "plait", "--help"], stdout=write_end, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "plait", "--help"]
+    ran = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=BUFFERED)
     os.close(write_end)
     assert (ran.returncode, ran.stderr) == (1, b"")
 
@@ -236,7 +241,8 @@ def test_a_closed_pipe_is_quiet() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_output_is_one_line() -> None:
     with open("/dev/full", "w") as full:
-        ran = subprocess.run([sys.executable, "-m", "plait", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "plait", "--help"]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert ran.returncode == 1
     assert ran.stderr == "plait: no space left for the output; free some, or choose a place on another disk\n"
 
