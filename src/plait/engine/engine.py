@@ -90,7 +90,7 @@ class Engine:
     def encode(self, prompt: Prompt, where: str = "prompt") -> list[int]:
         """A prompt's ids, checked.
 
-        Raises: ValueError naming `where` for an empty prompt, an id outside the vocabulary, or a text without tokenizer.
+        Raises: ValueError naming `where` for an empty prompt, an id outside the vocabulary, a text without tokenizer.
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -103,10 +103,10 @@ class Engine:
             ids = [int(token_id) for token_id in prompt]
         if not ids:
             raise ValueError(f"{where} is empty; a model needs at least one token to continue")
-        V = self.model.config.vocab_size
+        n_ids = self.model.config.vocab_size
         for at, token_id in enumerate(ids):
-            if not 0 <= token_id < V:
-                raise ValueError(f"{where}[{at}] is token id {token_id}; the model's ids run from 0 to {V - 1}")
+            if not 0 <= token_id < n_ids:
+                raise ValueError(f"{where}[{at}] is token id {token_id}; the model's ids run from 0 to {n_ids - 1}")
         return ids
 
     def _row(self, ids: list[int], sampling: Sampling, n_cached: int = 0) -> Row:

@@ -105,18 +105,18 @@ def prefill(model: Hybrid, prompts: Sequence[Sequence[int]], cache: Cache, chunk
 
     Returns: (B, V) logits after each prompt's last token.
     """
-    B, L = len(prompts), max(map(len, prompts))
-    ids = torch.zeros(B, L, dtype=torch.int64)
-    mask = torch.zeros(B, L, dtype=torch.bool)
+    batch, length = len(prompts), max(map(len, prompts))
+    ids = torch.zeros(batch, length, dtype=torch.int64)
+    mask = torch.zeros(batch, length, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        ids[row, L - len(prompt) :] = torch.tensor(prompt)
-        mask[row, L - len(prompt) :] = True
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = True
     ids, mask = ids.to(model.device), mask.to(model.device)
-    width = max(1, chunk // B)
-    for first in range(0, L - width, width):
+    width = max(1, chunk // batch)
+    for first in range(0, length - width, width):
         part = slice(first, first + width)
         model.hidden(ids[:, part], attention_mask=mask[:, part], cache=cache)
-    tail = slice((L - 1) // width * width, L)
+    tail = slice((length - 1) // width * width, length)
     logits = model(ids[:, tail], attention_mask=mask[:, tail], cache=cache, n_logits=1).logits
     return logits[:, 0]
 
@@ -152,7 +152,7 @@ def decode(model: Hybrid, rows: Sequence[Row], cache: Cache, logits: Tensor) -> 
 
 
 def groups(lengths: Sequence[int], max_batch: int, slack: int) -> list[list[int]]:
-    """Which prompts run together: neighbours in length, so that little of a batch is padding.
+    """Which prompts run together: neighbours in length, so that at most a quarter of a batch is padding.
 
     Args:
         lengths: tokens of each prompt.
@@ -167,7 +167,7 @@ def groups(lengths: Sequence[int], max_batch: int, slack: int) -> list[list[int]
         if result:
             padded = lengths[result[-1][0]] * (len(result[-1]) + 1)
             real += lengths[i]
-            if len(result[-1]) < max_batch and (padded <= slack or padded <= 2 * real):
+            if len(result[-1]) < max_batch and (padded <= slack or 3 * padded <= 4 * real):
                 result[-1].append(i)
                 continue
         result.append([i])

@@ -61,13 +61,13 @@ class Session:
         n = len(self.ids)
         return n if self.cache is not None and n < len(prompt) and list(prompt[:n]) == self.ids else 0
 
-    def prompt(self, tokenizer: Tokenizer, **switches: object) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer) -> list[int]:
         """The messages as ids, by the tokenizer's template, and as a continuation of the cache where they are one.
 
         The ids of an answer as they were drawn may differ from those of its text read again. So texts are compared:
         if the cache's is the beginning, only the rest becomes new ids.
         """
-        ids = encode_chat(tokenizer, self.messages, **switches)
+        ids = encode_chat(tokenizer, self.messages)
         n = len(self.ids)
         if self.cache is None or ids[:n] == self.ids:
             return ids

@@ -1,0 +1,117 @@
+"""The sampler: its filters equal the warpers of transformers, its draws follow the distribution and only the seed."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from plait.engine.request import Sampling
+from plait.engine.sampler import Draw, _penalised, filtered, sample, uniform
+
+SETTINGS = [
+    Sampling(temperature=0.7),
+    Sampling(temperature=1.3, top_k=20),
+    Sampling(top_k=1),
+    Sampling(top_k=1000),
+    Sampling(top_p=0.8),
+    Sampling(temperature=2.0, top_p=0.05),
+    Sampling(min_p=0.1),
+    Sampling(temperature=1.7, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.3),
+    Sampling(temperature=0.5, top_k=9, top_p=0.7, repetition_penalty=0.8),
+]
+
+
+def draw(sampling: Sampling, ids: list[int], vocab_size: int) -> Draw:
+    return Draw(sampling, ids, vocab_size, torch.device("cpu"))
+
+
+def theirs(logits: torch.Tensor, ids: list[int], s: Sampling) -> torch.Tensor:
+    chain = LogitsProcessorList()
+    if s.repetition_penalty != 1.0:
+        chain.append(RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
+    chain.append(TemperatureLogitsWarper(float(s.temperature)))
+    if s.top_k is not None:
+        chain.append(TopKLogitsWarper(s.top_k))
+    if s.top_p is not None:
+        chain.append(TopPLogitsWarper(s.top_p))
+    if s.min_p is not None:
+        chain.append(MinPLogitsWarper(s.min_p))
+    return chain(torch.tensor([ids]), logits)  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("s", SETTINGS, ids=str)
+def test_filters_equal_those_of_transformers(s: Sampling) -> None:
+    for _ in range(20):
+        logits = torch.randn(1, 211) * 4
+        ids = torch.randint(0, 211, (30,)).tolist()
+        ours = filtered(_penalised(logits[0], draw(s, ids, 211))[None], s)
+        expected = theirs(logits, ids, s)
+        assert torch.equal(ours.isinf(), expected.isinf())
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.randn(1, 12) * 2
+    s = Sampling(temperature=0.9, top_k=8, seed=5)
+    p = filtered(logits, s).softmax(-1)[0].tolist()
+    n = 20_000
+    draws = [draw(s, [0] * position, 12) for position in range(n)]
+    count = Counter(sample(logits.expand(n, -1), draws))
+    # chi-squared over 8 kept tokens: 7 degrees of freedom exceed 24.3 once in a thousand
+    assert all(p[token] > 0 for token in count)
+    assert sum((count[i] - n * q) ** 2 / (n * q) for i, q in enumerate(p) if q > 0) < 24.3
+
+
+def test_uniform_numbers_are_uniform_and_unlike_for_near_seeds() -> None:
+    rows = torch.tensor([[uniform(seed, position) for position in range(200)] for seed in range(200)])
+    assert 0 <= rows.min() and rows.max() < 1
+    counts = torch.histc(rows, bins=20, min=0, max=1)
+    assert ((counts - 2000).square() / 2000).sum() < 43.8  # 19 degrees of freedom, once in a thousand
+    # neighbours in seed and in position are uncorrelated, to four standard errors
+    for a, b in ((rows[1:], rows[:-1]), (rows[:, 1:], rows[:, :-1])):
+        correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].abs()
+        assert correlation < 4 / math.sqrt(a.numel())
+
+
+def test_a_seeded_row_gets_its_token_whatever_the_batch_around_it() -> None:
+    logits = torch.randn(6, 50) * 3
+    settings = [SETTINGS[i % len(SETTINGS)] for i in range(6)]
+    settings[2] = Sampling(temperature=0)
+    seeded = [
+        Sampling(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=9 + i) for i, s in enumerate(settings)
+    ]
+    ids = [[i, 2, 3] for i in range(6)]
+    together = sample(logits, [draw(s, row, 50) for s, row in zip(seeded, ids, strict=True)])
+    alone = [sample(logits[i : i + 1], [draw(s, ids[i], 50)])[0] for i, s in enumerate(seeded)]
+    assert together == alone
+    assert together[2] == logits[2].argmax()
+
+
+def test_a_row_without_seed_draws_afresh() -> None:
+    logits = torch.zeros(64, 1000)
+    assert len(set(sample(logits, [draw(Sampling(), [1], 1000) for _ in range(64)]))) > 32
+
+
+def test_the_penalty_makes_greedy_leave_a_seen_token() -> None:
+    logits = torch.tensor([[3.0, 2.9, -1.0]])
+    d = draw(Sampling(temperature=0, repetition_penalty=1.2), [2], 3)
+    assert sample(logits, [d]) == [0]
+    d.note(0)
+    assert sample(logits, [d]) == [1]
+
+
+@pytest.mark.parametrize("s", [Sampling(temperature=0), Sampling(), Sampling(top_k=3, top_p=0.5)], ids=str)
+def test_logits_that_are_no_numbers_are_an_error(s: Sampling) -> None:
+    logits = torch.randn(2, 9)
+    logits[1, 4] = math.nan
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        sample(logits, [draw(s, [1], 9), draw(s, [1], 9)])
