@@ -38,11 +38,9 @@ def causal_conv1d(
 
     Returns: (B, L, D) in x.dtype.
     """
-    B, L, D = x.shape
-    W = w.shape[1]
+    L, W = x.shape[1], w.shape[1]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    past = x.new_zeros(B, W - 1, D) if initial is None else initial[:, :, 1:].transpose(1, 2).to(x.dtype)
-    padded = torch.cat([past, x], dim=1)  # (B, W - 1 + L, D)
+    padded = _with_past(x, W, initial)
     w = w.to(dtype)
     y = padded[:, W - 1 :].to(dtype) * w[:, W - 1]
     if bias is not None:
@@ -56,6 +54,21 @@ def causal_conv1d(
         else:
             y = torch.addcmul(y, padded[:, j : j + L].to(dtype), tap)
     return (F.silu(y) if activation else y).to(x.dtype)
+
+
+@causal_conv1d.backend("eager", when=lambda *args, **kwargs: True)
+def _(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+    activation: bool = True,
+) -> Tensor:
+    from plait.kernels.eager.conv import CausalConv
+
+    return CausalConv.apply(_with_past(x, w.shape[1], initial), w, bias, starts, activation)
 
 
 @Op
@@ -102,3 +115,9 @@ def conv_window(x: Tensor, width: int, *, initial: Tensor | None = None, mask: T
     index = end[:, None] + torch.arange(width, device=x.device)  # rows of [past; x]
     padded = torch.cat([past, x * mask[..., None]], dim=1)
     return padded.gather(1, index[..., None].expand(-1, -1, D)).transpose(1, 2).contiguous()
+
+
+def _with_past(x: Tensor, W: int, initial: Tensor | None) -> Tensor:
+    """(B, W - 1 + L, D): x behind the inputs that its first taps meet."""
+    past = x.new_zeros(x.shape[0], W - 1, x.shape[2]) if initial is None else initial[:, :, 1:].transpose(1, 2)
+    return torch.cat([past.to(x.dtype), x], dim=1)

@@ -33,6 +33,13 @@ def rms_norm(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
     return (w.to(x_f.dtype) * (x_f * torch.rsqrt(x_f.square().mean(-1, keepdim=True) + eps))).to(x.dtype)
 
 
+@rms_norm.backend("eager", when=lambda *args, **kwargs: True)
+def _(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
+    from plait.kernels.eager.norm import RMSNorm
+
+    return RMSNorm.apply(x, w, eps)
+
+
 @Op
 def gated_rmsnorm(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 1e-5) -> Tensor:
     """Normalise x after gating it by z.
@@ -52,3 +59,10 @@ def gated_rmsnorm(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 
     u_BLGP = (x.to(f32) * F.silu(z.to(f32))).unflatten(-1, (groups, -1))
     r_BLG1 = torch.rsqrt(u_BLGP.square().mean(-1, keepdim=True) + eps)
     return (w.to(f32) * (u_BLGP * r_BLG1).flatten(-2)).to(z.dtype)
+
+
+@gated_rmsnorm.backend("eager", when=lambda x, z, w, *, groups, eps=1e-5: x.shape[-1] % groups == 0)
+def _(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 1e-5) -> Tensor:
+    from plait.kernels.eager.norm import GatedRMSNorm
+
+    return GatedRMSNorm.apply(x, z, w, groups, eps)

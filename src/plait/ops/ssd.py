@@ -4,12 +4,11 @@
     S_t  = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T           S_t = dt_t x_t B_t^T at a document's first token
     y_t  = S_t C_t + D x_t
 
-Chunked (section 6 of the paper): inside a chunk of Q tokens the recurrence is one masked product, (L o C B^T) X with
-L_ts = exp(sum of dt A over (s, t]); between chunks only the states S travel. All of it is matrix products but for one
-elementwise pass over L and a loop over chunks that touches states alone.
+Chunked (section 6 of the paper): inside a chunk of tokens the recurrence is one masked product, (L o C B^T) X with
+L_ts = exp(sum of dt A over (s, t]); between chunks only the states S travel. See kernels/eager/ssd.py.
 
-Shapes   B batch, L time, H heads, P head size, G groups (G divides H), N state size, C chunks, Q chunk length, R = H / G.
-Numbers  dt, decays and states in float32 (float64 for float64 inputs); the products inside a chunk in x.dtype.
+Shapes   B batch, L time, H heads, P head size, G groups (G divides H), N state size.
+Numbers  dt, decays, states and sums in float32 (float64 for float64 inputs).
 Source   Dao and Gu 2024, arXiv:2405.21060 sections 5 and 6, equations 16 to 20; dt as in section 7.1.
 """
 
@@ -110,63 +109,12 @@ def _chunked(
     mask: Tensor | None = None,
     chunk: int = 128,
 ) -> tuple[Tensor, Tensor]:
+    from plait.kernels.eager.ssd import ChunkedScan
+
     _check(x, B)
-    (b, L, H, P), (G, N) = x.shape, B.shape[2:]
-    R, Q = H // G, min(chunk, L)
-    n_chunks = -(-L // Q)
     dt_BLH = discretize(dt, dt_bias, dt_limit, mask)
-    f32 = dt_BLH.dtype
-
-    def chunks(t: Tensor) -> Tensor:
-        """(B, L, ...) to (B, C, Q, ...); the tail is padded with dt = 0, so time stands still there."""
-        pad = n_chunks * Q - L
-        if pad:
-            t = F.pad(t, (0, 0) * (t.dim() - 2) + (0, pad))
-        return t.unflatten(1, (n_chunks, Q))
-
-    dt_BCQH = chunks(dt_BLH)
-    a_BCHQ = (dt_BCQH * A.to(f32)).transpose(2, 3).cumsum(-1)  # log decay since the chunk began
-    dx_BCQHP = chunks(x) * dt_BCQH[..., None].to(x.dtype)
-    B_BCGQN, C_BCGQN = chunks(B).transpose(2, 3), chunks(C).transpose(2, 3)
-    # how many documents have begun in this chunk so far: tokens with equal counts share a document
-    begun_BCQ = None if starts is None else chunks(starts.long()).cumsum(-1)
-
-    # 1. inside a chunk: Y = (L o C B^T) X, one attention-like product per head
-    seen_BCQQ = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
-    if begun_BCQ is not None:
-        seen_BCQQ = (seen_BCQQ & (begun_BCQ[..., :, None] == begun_BCQ[..., None, :]))[:, :, None]
-    log_BCHQQ = a_BCHQ[..., :, None] - a_BCHQ[..., None, :]
-    # masked before exp: above the diagonal the exponent is positive and may overflow
-    decay_BCHQQ = log_BCHQQ.masked_fill(~seen_BCQQ, -torch.inf).exp()
-    scores_BCGQQ = C_BCGQN @ B_BCGQN.transpose(-1, -2)
-    weights = (scores_BCGQQ[:, :, :, None] * decay_BCHQQ.unflatten(2, (G, R))).flatten(2, 3).to(x.dtype)
-    y_BCHQP = weights @ dx_BCQHP.transpose(2, 3)
-
-    # 2. what each chunk adds to the state by its end: S = sum_s exp(a_Q - a_s) dt_s x_s B_s^T
-    to_end_BCHQ = (a_BCHQ[..., -1:] - a_BCHQ).exp()
-    from_begin_BCHQ = a_BCHQ.exp()
-    if begun_BCQ is not None:
-        to_end_BCHQ = to_end_BCHQ * (begun_BCQ == begun_BCQ[..., -1:])[:, :, None]
-        from_begin_BCHQ = from_begin_BCHQ * (begun_BCQ == 0)[:, :, None]
-    ended_BCQHP = dx_BCQHP * to_end_BCHQ.transpose(2, 3)[..., None]  # float32
-    grouped = ended_BCQHP.unflatten(3, (G, R)).permute(0, 1, 3, 4, 5, 2).flatten(3, 4)  # (B, C, G, R P, Q)
-    added_BCHPN = (grouped @ B_BCGQN.to(f32)).unflatten(3, (R, P)).flatten(2, 3)
-
-    # 3. carry the state from chunk to chunk
-    kept_BCH = from_begin_BCHQ[..., -1]
-    S = added_BCHPN.new_zeros(b, H, P, N) if initial_state is None else initial_state.to(f32)
-    befores = []
-    for c in range(n_chunks):
-        befores.append(S)
-        S = torch.addcmul(added_BCHPN[:, c], S, kept_BCH[:, c, :, None, None])
-    before_BCHPN = torch.stack(befores, 1)
-
-    # 4. what the state from before the chunk gives to each of its tokens: C_t S exp(a_t)
-    before = before_BCHPN.unflatten(2, (G, R)).flatten(3, 4).to(x.dtype)  # (B, C, G, R P, N)
-    carried = (C_BCGQN @ before.transpose(-1, -2)).unflatten(-1, (R, P))  # (B, C, G, Q, R, P)
-    carried_BCHQP = carried.transpose(3, 4).flatten(2, 3) * from_begin_BCHQ[..., None]
-    y = (y_BCHQP + carried_BCHQP).transpose(2, 3).flatten(1, 2)[:, :L]
-    return (y if D is None else y + D.to(f32)[:, None] * x).to(x.dtype), S
+    S = None if initial_state is None else initial_state.to(dt_BLH.dtype)
+    return ChunkedScan.apply(x, dt_BLH, dt_BLH * A, B, C, D, S, starts, min(chunk, x.shape[1]))
 
 
 @Op

@@ -57,8 +57,8 @@ class KVState:
         if end > self.k.shape[2]:
             capacity = max(end, self.k.shape[2] * 3 // 2, 64)
             self.k, self.v = self._grown(self.k, capacity), self._grown(self.v, capacity)
-        self.k[:, :, self.length : end] = k.transpose(1, 2)
-        self.v[:, :, self.length : end] = v.transpose(1, 2)
+        self.k[:, :, self.length : end] = k.detach().transpose(1, 2)
+        self.v[:, :, self.length : end] = v.detach().transpose(1, 2)
         self.length = end
         return self.k[:, :, :end].transpose(1, 2), self.v[:, :, :end].transpose(1, 2)
 

@@ -146,15 +146,18 @@ class Mamba2Mixer(nn.Module):
             chunk=self.spec.chunk,
         )
         if state is not None:
-            state.conv = conv_window(xBC, self.spec.conv_width, initial=state.conv, mask=span.mask)
-            state.ssm = last
+            # a cache remembers values, never the graph that made them
+            state.conv = conv_window(xBC.detach(), self.spec.conv_width, initial=state.conv, mask=span.mask)
+            state.ssm = last.detach()
         return y
 
     def _step(self, xBC: Tensor, dt: Tensor, state: Mamba2State) -> Tensor:
         x, B, C = self._split(causal_conv1d_step(xBC, state.conv, self.conv.weight, self.conv.bias))
         A = -self.A_log.float().exp()
         D, bias, limit = self.D.float(), self.dt_bias.float(), self.spec.dt_limit
-        return selective_state_update(state.ssm, x, dt, A, B, C, D=D, dt_bias=bias, dt_limit=limit)
+        y = selective_state_update(state.ssm, x, dt, A, B, C, D=D, dt_bias=bias, dt_limit=limit)
+        state.conv, state.ssm = state.conv.detach(), state.ssm.detach()
+        return y
 
 
 def _init(mixer: Mamba2Mixer, std: float, n_layers: int, generator: torch.Generator) -> None:
