@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from plait.config import nearest
 from plait.formats import FORMATS
 from plait.formats.error import CheckpointError as CheckpointError
 from plait.formats.folder import carried, whole_folder
@@ -193,10 +192,7 @@ def _save(
     progress: Progress | None,
 ) -> Path:
     if format not in FORMATS:
-        close = nearest(format, FORMATS)
-        raise ValueError(
-            f"format={format!r} is unknown; known: {', '.join(FORMATS)}" + (f" ({close}?)" if close else "")
-        )
+        raise ValueError(f"format={format!r} is unknown; known: {', '.join(FORMATS)}")
     if dtype is not None:
         contents = replace(contents, tensors=_cast(contents.tensors, _dtype(dtype)))
     row = FORMATS[format]

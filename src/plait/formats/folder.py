@@ -93,7 +93,9 @@ def _check(target: Path, overwrite: bool, replaces: Callable[[Path], bool]) -> N
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise CheckpointError(f"{target} exists and is not empty; choose another folder, or ask to replace it")
+        raise CheckpointError(
+            f"{target} exists and is not empty; choose another folder, or ask to replace it (overwrite, --force)"
+        )
     if not replaces(target):
         raise CheckpointError(f"{target} is not empty and holds no checkpoint; it will not be replaced")
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from plait import __version__
-from plait.config import ConfigError
 from plait.formats.error import CheckpointError
 from plait.formats.folder import carried, copy_file
 from plait.formats.format import Contents, Format
@@ -39,11 +37,9 @@ def read_manifest(folder: Path) -> tuple[ModelConfig, dict[str, Written], dict[s
         version = data["version"]
         if version != VERSION:
             raise CheckpointError(f"{path} has version {version!r}, this Plait reads {VERSION}; update Plait")
-        config = ModelConfig.from_dict(data["config"], "config")
+        config = dict(data["config"])
         files = {name: Written(n_bytes=f["bytes"], sha256=f["sha256"]) for name, f in data["files"].items()}
         provenance = dict(data["provenance"])
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     except CheckpointError:
         raise
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -51,7 +47,10 @@ def read_manifest(folder: Path) -> tuple[ModelConfig, dict[str, Written], dict[s
     for name in files:
         if "/" in name or "\\" in name or name in ("", ".", ".."):
             raise CheckpointError(f"{path} names {name!r}; only plain file names are read")
-    return config, files, provenance
+    try:
+        return ModelConfig.from_dict(config, "config"), files, provenance
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read(folder: Path) -> Contents:
@@ -90,7 +89,7 @@ def _write(
     manifest = {
         "version": VERSION,
         "config": contents.config.to_dict(),
-        "provenance": {"plait": __version__, "torch": str(torch.__version__), **contents.provenance},
+        "provenance": {"torch": str(torch.__version__), **contents.provenance},
         "files": {name: {"bytes": file.n_bytes, "sha256": file.sha256} for name, file in files.items()},
     }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")

@@ -1,0 +1,85 @@
+"""`plait convert`: write a checkpoint in another format or dtype, one block at a time; no model is built."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from plait.cli.launch import arg
+from plait.formats.checkpoint import Checkpoint
+from plait.report import Report
+
+EXAMPLE = """plait convert downloads/nemotron-h-8b mine --to native
+  plait convert runs/demo/model shared/demo-hf --to hf --dtype bfloat16"""
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What to convert, to what, and where to."""
+
+    source: Path = arg(help="folder of a checkpoint, of any format", positional=True)
+    target: Path = arg(help="folder to make", positional=True)
+    to: Literal["hf", "native"] = arg(help="format to write")
+    dtype: Literal["bfloat16", "float32"] | None = arg(
+        default=None, help="store in this; otherwise bit by bit as it is"
+    )
+    force: bool = arg(default=False, help="replace a checkpoint that is in the target folder already")
+    verify: bool = arg(default=False, help="first hold every byte of the source against its recorded checksums")
+
+
+def run(inputs: Inputs) -> Report:
+    """Convert; what cannot be expressed is refused before the first byte is written."""
+    start = time.perf_counter()
+    checkpoint = Checkpoint.open(inputs.source, verify=inputs.verify)
+    n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
+    with _progress(n_bytes) as show:
+        checkpoint.save(inputs.target, inputs.to, inputs.dtype, overwrite=inputs.force, progress=show)
+    seconds = time.perf_counter() - start
+    report = Report(f"{inputs.source} ({checkpoint.provenance['format']}) to {inputs.target} ({inputs.to})")
+    files = sorted(inputs.target.glob("*.safetensors"))
+    report.add("tensors", len(checkpoint.tensors))
+    report.add("parameters", checkpoint.config.cost().params)
+    report.add("files of tensors", len(files))
+    report.add("bytes", sum(file.stat().st_size for file in files), "bytes")
+    report.add("seconds", seconds, "s")
+    report.add("speed", n_bytes / seconds / 1e6, "MB/s")
+    return report
+
+
+@contextmanager
+def _progress(n_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line now and then elsewhere; both on standard error."""
+    if not sys.stderr.isatty():
+        yield _lines(n_bytes)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("writing", total=n_bytes)
+        yield lambda written: bar.advance(task, written)
+
+
+def _lines(n_bytes: int) -> Callable[[int], None]:
+    due, done = time.monotonic() + _SECONDS_BETWEEN_LINES, 0
+
+    def show(written: int) -> None:
+        nonlocal due, done
+        done += written
+        if time.monotonic() >= due:
+            due = time.monotonic() + _SECONDS_BETWEEN_LINES
+            print(f"{done / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+
+    return show
