@@ -21,6 +21,7 @@ from plait.model.layer import LayerSpec, Norm, Span
 from plait.model.layers import KINDS
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.precision import RECIPES
+from plait.precision.linear import Linear
 from plait.precision.recipe import PrecisionRecipe
 
 
@@ -58,10 +59,13 @@ class Hybrid(nn.Module):
         super().__init__()
         self.config, self.recipe = config, recipe
         self.origin: Path | None = None  # folder it was loaded from, where its tokenizer lies
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        # fresh weights are drawn by `build`; torch's own draw would cost seconds, on meta too
+        self.embed = nn.Embedding(
+            config.vocab_size, config.d_model, _weight=torch.empty(config.vocab_size, config.d_model)
+        )
         self.blocks = nn.ModuleList(Block(spec, config, recipe) for spec in config.layers)
         self.norm = Norm(config.d_model, config.norm_eps)
-        self.head = None if config.ties_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = None if config.ties_embeddings else Linear(config.d_model, config.vocab_size)
 
     @property
     def head_weight(self) -> Tensor:
