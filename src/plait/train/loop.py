@@ -6,6 +6,7 @@ What a step computes depends on the weights, the optimiser's state, the step and
 nothing else: a run that was killed and resumed ends with the weights of one that was not (same machine and threads).
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from plait.dist import parallel
 from plait.model.hybrid import Hybrid
 from plait.train.checkpoints import Checkpoints, Identity, Progress, flatten
 from plait.train.interrupt import Interrupts
-from plait.train.metrics import JsonLines, Observer, StepFacts, TensorBoard, peak_flops_per_s, step_flops
+from plait.train.metrics import JsonLines, Observer, StepFacts, TensorBoard, peak_flops_per_s, step_flops, write_whole
 from plait.train.objective import Objective, Size, mean_loss
 from plait.train.optim import Optim, Optimizers
 from plait.train.prefetch import draws
@@ -95,6 +96,7 @@ def train(
     *,
     resume: Literal["auto", "never"] = "auto",
     start: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     tokenizer: Path | None = None,
     on_step: Callable[[StepFacts], None] | None = None,
     observers: Sequence[Observer] = (),
@@ -108,6 +110,7 @@ def train(
         out: folder for metrics.jsonl and checkpoints/; None writes nothing and cannot resume.
         resume: "auto" continues from the newest checkpoint in `out`; "never" refuses a folder that has one.
         start: what else decided the starting weights, JSON-ready, e.g. their seed; compared when resuming.
+        settings: JSON-ready, written to recipe.json in `out` once it is clear that the run may begin.
         tokenizer: folder whose tokenizer goes into every checkpoint; None takes the one the model was loaded with.
         on_step: called with the facts of every step, skipped ones included.
         observers: told the same, and when the run ends.
@@ -120,7 +123,7 @@ def train(
     run = _Run(model, objective, config, out, start or {}, tokenizer)
     run.resume(resume)
     with ExitStack() as stack:
-        for observer in [*run.writers(), *observers]:
+        for observer in [*run.writers(settings), *observers]:
             stack.callback(observer.close)
             run.observers.append(observer.step)
         if on_step is not None:
@@ -186,11 +189,13 @@ class _Run(Generic[B]):
             self.last_saved = self.checkpoints.latest()
         self.checkpoints.sweep()
 
-    def writers(self) -> list[Observer]:
+    def writers(self, settings: Mapping[str, object] | None) -> list[Observer]:
         """Files that every run with a folder writes."""
         if self.out is None:
             return []
         self.out.mkdir(parents=True, exist_ok=True)
+        if settings is not None:
+            write_whole(self.out / "recipe.json", json.dumps(settings, indent=1) + "\n")
         writers: list[Observer] = [
             JsonLines(self.out / "metrics.jsonl", after=self.progress.step, every=self.config.log_every)
         ]

@@ -124,8 +124,11 @@ class JsonLines:
         data = {key: value for key, value in asdict(facts).items() if value is not None and value != {}}
         words = {key: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in data.items()}
         # one write per line and no buffer left behind, so that a killed run loses nothing but its last line
-        self.file.write(json.dumps(words) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(words) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.file.name) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -144,9 +147,21 @@ def _cut(path: Path, after: int) -> None:
             # the torn last line of a killed process
             break
         kept.append(line + "\n")
+    write_whole(path, "".join(kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all.
+
+    Raises: OSError naming the file; nothing is left behind then.
+    """
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class TensorBoard:

@@ -1,0 +1,164 @@
+"""`plait train`: train a model from a recipe, resume it, and write what came out.
+
+OUT/recipe.json      the settings, defaults and overrides included; `plait train OUT/recipe.json` runs them again
+OUT/metrics.jsonl    the facts of every step
+OUT/checkpoints/     what a run resumes from, newest last
+OUT/final/           the trained model with its tokenizer
+OUT/report.jsonl     what was measured
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from plait.cli.launch import arg
+from plait.cli.recipe import TrainRecipe, vocab_size
+from plait.config import ConfigError, load, to_dict
+from plait.data.loader import Loader
+from plait.data.shards import Dataset
+from plait.formats.checkpoint import load as load_model
+from plait.formats.checkpoint import save as save_model
+from plait.model.config import ModelConfig
+from plait.model.hybrid import Hybrid, build, recipe_of
+from plait.report import Report, provenance
+from plait.train.checkpoints import flatten
+from plait.train.loop import Outcome, train
+from plait.train.pretrain import NextToken
+from plait.train.progress import progress
+
+EXAMPLE = """plait tokenize my_texts/ --out tokens --train-vocab 4096
+  plait train recipes/pretrain/tiny-hybrid.toml data.sources.text.path=tokens run.steps=500 --out runs/first"""
+
+log = logging.getLogger(__name__)
+
+# settings that say how a run is watched and kept, not what it computes; the loop itself compares the learning rates
+_FREE = ("run.validate_every", "run.save_", "run.keep", "run.log_every", "run.tensorboard", "run.max_skipped")
+_JUDGED_LATER = ("run.steps", "run.schedule.", "tokens", "device", "run.recompute", "data.validation_batches")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Which run, where it goes, and whether it continues."""
+
+    recipe: Path = arg(help="settings of the run, TOML or JSON", positional=True)
+    overrides: tuple[str, ...] = arg(default=(), help="settings to change, e.g. run.steps=500", positional=True)
+    out: Path | None = arg(default=None, help="folder of the run (default: runs/NAME of the recipe)")
+    resume: Literal["auto", "never"] = arg(default="auto", help="continue the newest checkpoint in the folder")
+
+
+def run(inputs: Inputs) -> Report:
+    """Train; everything that can be refused is refused before anything is written."""
+    recipe = load(TrainRecipe, inputs.recipe, inputs.overrides)
+    out = inputs.out or Path("runs") / inputs.recipe.stem
+    recipe_of(recipe.precision)
+    datasets = {name: source.open() for name, source in recipe.data.sources.items()}
+    config = recipe.model.config(max(map(vocab_size, datasets.values())))
+    recipe.check_vocabulary(config, datasets)
+    tokenizer = recipe.tokenizer()
+    objective = _objective(recipe, datasets)
+    _check_out(out, recipe)
+    model = _model(recipe, config)
+    log.info("%s: %s parameters, %s", out, f"{config.cost().params:,}", config.pattern)
+    outcome = train(
+        model,
+        objective,
+        recipe.run,
+        out,
+        resume=inputs.resume,
+        start={"seed": recipe.seed}
+        if recipe.model.checkpoint is None
+        else {"checkpoint": str(recipe.model.checkpoint)},
+        settings=to_dict(recipe),
+        tokenizer=tokenizer,
+        observers=[progress(recipe.run.steps)],
+    )
+    save_model(model, out / "final", format="native", overwrite=True, tokenizer=tokenizer)
+    report = _report(out, outcome, recipe)
+    report.save_jsonl(out / "report.jsonl")
+    return report
+
+
+def _objective(recipe: TrainRecipe, datasets: dict[str, Dataset]) -> NextToken:
+    data = recipe.data
+    loader = Loader(
+        datasets,
+        data.blend(datasets),
+        batch_size=data.batch_size,
+        seq_len=data.seq_len,
+        seed=recipe.seed,
+        steps=recipe.run.steps,
+    )
+    held_out = {name: found for name, source in data.sources.items() if (found := source.held_out()) is not None}
+    held_out = {name: found for name, found in held_out.items() if found.n_tokens}
+    valid = None
+    if held_out:
+        rows = data.batch_size // data.accumulate
+        valid = Loader(held_out, batch_size=rows, seq_len=data.seq_len, seed=recipe.seed, repeat=False)
+    identity: dict[str, object] = {
+        "sources": {name: [shard["tokens_sha256"] for shard in _shards(found)] for name, found in datasets.items()},
+        "blend": to_dict(data.blend(datasets)),
+        "seq_len": data.seq_len,
+        "batch_size": data.batch_size,
+        "seed": recipe.seed,
+    }
+    if any(phase.until <= 1 for phase in data.phases[:-1]):
+        # phases that end at a share of the run move when its length does
+        identity["steps"] = recipe.run.steps
+    return NextToken(
+        loader,
+        accumulate=data.accumulate,
+        validation=valid,
+        validation_batches=data.validation_batches,
+        identity=identity,
+    )
+
+
+def _shards(data: Dataset) -> list[dict[str, object]]:
+    shards = data.record["shards"]
+    assert isinstance(shards, list)
+    return shards
+
+
+def _model(recipe: TrainRecipe, config: ModelConfig) -> Hybrid:
+    if recipe.model.checkpoint is not None:
+        return load_model(recipe.model.checkpoint, device=recipe.device, dtype="float32", recipe=recipe.precision)
+    device = recipe.device
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return build(config, recipe=recipe.precision, device=device, seed=recipe.seed)
+
+
+def _check_out(out: Path, recipe: TrainRecipe) -> None:
+    """Refuse a folder that cannot be written, or that belongs to a run with other settings."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"out={out}: {nearest} is a file; choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"out={out}: no permission to write in {nearest}; choose another folder with --out")
+    if not (out / "recipe.json").is_file():
+        return
+    before, now = flatten(to_dict(load(TrainRecipe, out / "recipe.json"))), flatten(to_dict(recipe))
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name) and not name.startswith((*_FREE, *_JUDGED_LATER)):
+            raise ConfigError(
+                f"out={out} holds a run of another recipe: {name} was {before.get(name)!r} and is {now.get(name)!r}; "
+                "choose another folder with --out, or put the setting back"
+            )
+
+
+def _report(out: Path, outcome: Outcome, recipe: TrainRecipe) -> Report:
+    report = Report(f"trained {out / 'final'}", provenance=provenance(recipe.seed))
+    report.add("steps", outcome.steps)
+    report.add("tokens", outcome.tokens)
+    report.add("loss of the last step", outcome.loss, "nats/token")
+    if outcome.validation_loss is not None:
+        report.add("validation loss", outcome.validation_loss, "nats/token")
+    report.add("skipped steps", outcome.skipped)
+    report.add("seconds", outcome.seconds, "s")
+    report.add("speed", outcome.tokens_per_s, "tokens/s")
+    report.add("checkpoint", str(outcome.checkpoint))
+    return report
