@@ -164,7 +164,9 @@ class Chat:
         session = Session.load(path, self.conversation.engine.model)
         self.conversation.session = session
         turns = sum(message["role"] == "user" for message in session.messages)
-        self.screen.tell(f"{turns} turn{"s" * (turns != 1)}, {len(session.ids):,} tokens from {path} ({parts(session.size())})")
+        self.screen.tell(
+            f"{turns} turn{'s' * (turns != 1)}, {len(session.ids):,} tokens from {path} ({parts(session.size())})"
+        )
 
     def system(self, text: str) -> None:
         """Set the system text."""
