@@ -128,7 +128,7 @@ class DataTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRecipe:
-    """All of a run; see the file. tokens: instead of run.steps, how many tokens to read. device: auto, cpu, cuda."""
+    """All of a run; see the file. device: auto, cpu, cuda. In a file, `tokens` may stand instead of run.steps."""
 
     model: ModelTable
     data: DataTable
@@ -136,7 +136,6 @@ class TrainRecipe:
     precision: str = "bf16"
     device: str = "auto"
     seed: int = 0
-    tokens: int | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "TrainRecipe":
@@ -152,8 +151,9 @@ class TrainRecipe:
             per_step = table.seq_len * table.batch_size
             if type(tokens) is not int or tokens < per_step:
                 raise ConfigError(f"tokens={tokens!r}: must be a number of at least one step's {per_step}")
-            data = {**data, "run": {**run, "steps": math.ceil(tokens / per_step)}}
-        return read_fields(cls, data)
+            run = {**run, "steps": math.ceil(tokens / per_step)}
+        rest = {key: value for key, value in data.items() if key not in ("tokens", "run")}
+        return read_fields(cls, {**rest, "run": run})
 
     def tokenizer(self) -> Path | None:
         """The folder of the tokenizer that goes with the model, if there is one."""

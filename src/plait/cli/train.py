@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # settings that say how a run is watched and kept, not what it computes; the loop itself compares the learning rates
 _FREE = ("run.validate_every", "run.save_", "run.keep", "run.log_every", "run.tensorboard", "run.max_skipped")
-_JUDGED_LATER = ("run.steps", "run.schedule.", "tokens", "device", "run.recompute", "data.validation_batches")
+_JUDGED_LATER = ("run.steps", "run.schedule.", "device", "run.recompute", "data.validation_batches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

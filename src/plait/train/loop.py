@@ -132,7 +132,8 @@ def train(
         coming = stack.enter_context(draws(objective, run.progress.step + run.progress.skipped))
         while run.progress.step < config.steps:
             run.step(*next(coming))
-            stops = bool(interrupts.asked)
+            # who asks during the last step gets the whole run
+            stops = bool(interrupts.asked) and run.progress.step < config.steps
             if run.is_save_due() or stops:
                 run.save()
             if stops:
