@@ -171,6 +171,12 @@ def family_for(config: ModelConfig) -> tuple[Family, dict[str, object]]:
     raise reasons[0] if own else CheckpointError("no Hugging Face family can express this model; save as native")
 
 
+def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
+    """The fields of config.json for a model stored in a dtype; errors are those of `family_for`."""
+    family, fields = family_for(config)
+    return {"architectures": [family.architecture], "model_type": family.name, **fields, "torch_dtype": _WORDS[dtype]}
+
+
 def _plan(contents: Contents) -> dict[str, LazyTensor]:
     family, _ = family_for(contents.config)
     config = replace(contents.config, family=family.name)
@@ -183,16 +189,10 @@ def _plan(contents: Contents) -> dict[str, LazyTensor]:
 def _write(
     contents: Contents, tensors: Mapping[str, LazyTensor], folder: Path, max_shard: int, progress: Progress | None
 ) -> None:
-    family, fields = family_for(contents.config)
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.n_bytes
-    config: dict[str, object] = {
-        "architectures": [family.architecture],
-        "model_type": family.name,
-        **fields,
-        "torch_dtype": _WORDS[sizes.most_common(1)[0][0]],
-    }
+    config = write_config(contents.config, sizes.most_common(1)[0][0])
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_tensors(folder, tensors, max_shard_bytes=max_shard, progress=progress)
     for file in contents.files:
