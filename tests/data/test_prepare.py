@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,22 @@ def test_a_failure_in_the_middle_keeps_the_earlier_result(tmp_path, tokenizer):
 
     with pytest.raises(OSError, match="No space left"):
         tokenize_documents(failing(), tokenizer, tmp_path / "out", replace=True)
+    assert len(texts_of(tmp_path / "out/train")) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_result_that_cannot_be_put_in_place_leaves_the_earlier_one(tmp_path, tokenizer, monkeypatch):
+    tokenize_documents(documents(5), tokenizer, tmp_path / "out", valid=0)
+    rename = Path.rename
+
+    def failing(path, target):
+        if path.name.endswith(".partial") and target == tmp_path / "out":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        tokenize_documents(documents(9), tokenizer, tmp_path / "out", replace=True)
     assert len(texts_of(tmp_path / "out/train")) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

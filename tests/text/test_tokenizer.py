@@ -175,13 +175,14 @@ def test_half_a_surrogate_pair_is_refused(folder):
             encode("ab\ud83d")
 
 
-def test_forked_processes_neither_warn_nor_hang(folder):
+@pytest.mark.parametrize("before", ["", "train_bpe(['some text here'] * 50, 300)\n"], ids=["encoding", "training"])
+def test_forked_processes_neither_warn_nor_hang(folder, before):
     script = (
         "import os, sys\n"
         "from plait.text.tokenizer import Tokenizer\n"
         "from plait.text.bpe import train_bpe\n"
         "tokenizer = Tokenizer.open(sys.argv[1])\n"
-        "train_bpe(['some text here'] * 50, 300)\n"
+        f"{before}"
         "tokenizer.encode_batch(['a b c'] * 100)\n"
         "child = os.fork()\n"
         "tokenizer.encode_batch(['a b c'] * 100)\n"

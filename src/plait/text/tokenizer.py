@@ -17,7 +17,7 @@ from tokenizers.decoders import ByteLevel
 from plait.text.settings import TokenizerSettings, read_settings
 from plait.text.stream import ByteStream, StreamDecoder, WindowStream
 
-# the library's own thread pool warns, or hangs, in processes forked after its first use. whoever wants speed calls
+# in some versions the library's own threads warn, or hang, in processes forked after first use. who wants speed calls
 # `encode_batch` from several threads (the lock of Python is released inside); an explicit setting of the user stands
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
