@@ -1,6 +1,7 @@
 """Reading safetensors: what others wrote reads equal, what is broken is refused by name."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,24 @@ def test_a_truncated_header_is_refused(n: int, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:n])
     with pytest.raises(CheckpointError, match="truncated"):
         open_file(tmp_path / "x")
+
+
+def test_no_damage_to_a_header_escapes_as_another_error(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(3, 2), "y": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "x")
+    good = (tmp_path / "x").read_bytes()
+    n, dice, refused = int.from_bytes(good[:8], "little"), random.Random(0), 0
+    for _ in range(500):
+        bad = bytearray(good)
+        for _ in range(dice.randint(1, 3)):
+            bad[dice.randrange(8 + n)] = dice.choice(b'0123456789-[]{},:"\0\xffaE.')
+        (tmp_path / "x").write_bytes(bad)
+        try:
+            for lazy in open_file(tmp_path / "x").values():
+                lazy.read()
+        except CheckpointError:
+            refused += 1
+    # a changed name or dtype of the same width is no damage that a reader can see
+    assert refused > 400
 
 
 def test_an_enormous_header_length_is_refused(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def read_config(folder: Path) -> ModelConfig:
     except CheckpointError:
         raise
     except ValueError as error:
+        # a field under another name may be why the default does not fit
+        fields.check_spelling()
         raise CheckpointError(f"{fields.path}: {error}") from error
     fields.check_spelling()
     name = fields.value("_name_or_path")

@@ -118,7 +118,7 @@ def _pattern(fields: Fields) -> str:
                     f"{fields.path}: hybrid_override_pattern has an unknown layer letter {letter!r} at position {i}; "
                     "known: M Mamba-2, * attention, - MLP, E experts"
                 )
-        n_layers = fields.whole("num_hidden_layers", default=len(pattern))
+        n_layers = fields.whole("num_hidden_layers", default=len(pattern), least=0)
         if n_layers != len(pattern):
             raise CheckpointError(
                 f"{fields.path}: num_hidden_layers = {n_layers}, but hybrid_override_pattern has {len(pattern)} letters"

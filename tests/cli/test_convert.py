@@ -1,0 +1,94 @@
+"""`plait convert`: bit by bit between formats, a dtype when asked, one clear line when it cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from plait.cli.launch import launch
+from plait.formats.checkpoint import Checkpoint, save
+from plait.model.config import ModelConfig
+from plait.model.hybrid import Hybrid, build
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    config = ModelConfig.from_pattern(
+        "M-*E",
+        vocab_size=50,
+        d_model=16,
+        mamba2={"n_heads": 4, "head_dim": 8, "d_state": 4, "n_groups": 2},
+        attention={"n_heads": 2, "n_kv_heads": 1, "head_dim": 8},
+        mlp={"d_ff": 24},
+        moe={"n_experts": 4, "n_chosen": 2, "d_ff": 8, "d_shared": 12},
+    )
+    folder = save(build(config), tmp_path / "source")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: lazy.read() for name, lazy in Checkpoint.open(folder).tensors.items()}
+
+
+def test_there_and_back_is_bitwise(source: Path, tmp_path: Path) -> None:
+    assert launch(["convert", str(source), str(tmp_path / "native"), "--to", "native"]) == 0
+    assert launch(["convert", str(tmp_path / "native"), str(tmp_path / "hf"), "--to", "hf", "--verify"]) == 0
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert (tmp_path / "hf" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    assert (tmp_path / "hf" / "tokenizer.json").exists()
+
+
+def test_a_dtype_rounds_all_but_the_sensitive(source: Path, tmp_path: Path) -> None:
+    assert launch(["convert", str(source), str(tmp_path / "x"), "--to", "hf", "--dtype", "bfloat16"]) == 0
+    before, after = _tensors(source), _tensors(tmp_path / "x")
+    assert torch.equal(after["embed.weight"], before["embed.weight"].bfloat16())
+    assert torch.equal(after["blocks.0.mixer.A_log"], before["blocks.0.mixer.A_log"])
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_no_model_is_filled(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled(self: Hybrid, *_: object, **__: object) -> Hybrid:
+        raise AssertionError("a model was built in memory")
+
+    monkeypatch.setattr(Hybrid, "to_empty", filled)
+    monkeypatch.setattr(Checkpoint, "model", filled)
+    assert launch(["convert", str(source), str(tmp_path / "x"), "--to", "native"]) == 0
+
+
+def test_the_report_counts(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(["convert", str(source), str(tmp_path / "x"), "--to", "native", "--json"]) == 0
+    facts = {f["name"]: f["value"] for f in json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]}
+    assert facts["tensors"] == len(Checkpoint.open(source).tensors)
+    assert facts["bytes"] == (tmp_path / "x" / "model.safetensors").stat().st_size
+    assert facts["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "x", "--to", "hf"], "does not exist"),
+        (["source", "source", "--to", "native"], "exists and is not empty"),
+        (["source", "x", "--to", "gguf9"], "invalid choice"),
+        (["source", "x"], "--to"),
+        (["source", "x", "--to", "hf", "--verify"], "record no checksums"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    words: list[str],
+    said: str,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(source.parent)
+    assert launch(["convert", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+    assert sorted(path.name for path in source.parent.iterdir()) == ["source"]
+
+
+def test_force_replaces_a_checkpoint(source: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert launch(["convert", str(source), str(tmp_path / "x"), "--to", "native", "--force"]) == 0
