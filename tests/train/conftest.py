@@ -1,15 +1,9 @@
 """A dataset that all tests of training share."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from tests.train.tiny import write_documents
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny import write_documents  # noqa: E402
-
-from plait.data.shards import Dataset  # noqa: E402
+from plait.data.shards import Dataset
 
 
 @pytest.fixture(scope="session")

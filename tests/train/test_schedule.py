@@ -1,0 +1,73 @@
+"""The learning rate at the corners of every schedule, against the formulae."""
+
+import math
+
+import pytest
+
+from plait.train.schedule import Schedule
+
+PEAK, LOW, W, R, S = 2e-3, 2e-5, 10, 20, 100
+SHAPES = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "1-sqrt": lambda t: 1 - math.sqrt(t),
+}
+
+
+def wsd(**kwargs: object) -> Schedule:
+    return Schedule(**({"peak": PEAK, "warmup_steps": W, "decay_steps": R, "final_ratio": 0.01} | kwargs))  # type: ignore
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_warm_up_is_linear_then_the_peak_holds_then_the_decay_follows_its_formula(shape: str) -> None:
+    schedule = wsd(decay=shape)
+    for step in range(W):
+        assert schedule.lr(step, S) == pytest.approx(PEAK * (step + 1) / W, rel=1e-12)
+    assert all(schedule.lr(step, S) == PEAK for step in range(W - 1, S - R))
+    for step in range(S - R, S):
+        t = (step + 1 - (S - R)) / R
+        assert schedule.lr(step, S) == pytest.approx(LOW + (PEAK - LOW) * SHAPES[shape](t), rel=1e-12)
+    assert schedule.lr(S - R, S) < PEAK
+    assert schedule.lr(S - 1, S) == pytest.approx(LOW, rel=1e-12)
+
+
+def test_cosine_decays_from_the_end_of_the_warm_up_to_the_last_step() -> None:
+    schedule = Schedule(peak=PEAK, kind="cosine", warmup_steps=W, final_ratio=0.01)
+    middle = W + (S - W) // 2 - 1
+    assert schedule.lr(W - 1, S) == PEAK
+    assert schedule.lr(middle, S) == pytest.approx((PEAK + LOW) / 2, rel=1e-12)
+    assert schedule.lr(S - 1, S) == pytest.approx(LOW, rel=1e-12)
+
+
+def test_lengths_left_out_are_one_and_fifteen_per_cent_of_the_run() -> None:
+    assert Schedule().lengths(1000) == (10, 150)
+
+
+def test_without_warm_up_and_decay_the_rate_is_constant() -> None:
+    schedule = wsd(warmup_steps=0, decay_steps=0)
+    assert {schedule.lr(step, 7) for step in range(7)} == {PEAK}
+
+
+def test_a_run_of_one_step_has_a_rate() -> None:
+    assert 0 < Schedule().lr(0, 1) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"peak": -1e-3}, "peak=-0.001"),
+        ({"peak": 0.0}, "peak=0.0"),
+        ({"peak": math.nan}, "peak=nan"),
+        ({"final_ratio": 1.5}, "final_ratio=1.5"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"kind": "cosine", "decay_steps": 3}, "decay_steps"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Schedule(**settings)  # type: ignore[arg-type]
+
+
+def test_phases_longer_than_the_run_are_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_steps=10 and decay_steps=20 are longer than the run of 25"):
+        wsd().lr(0, 25)
