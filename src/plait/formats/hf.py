@@ -59,7 +59,7 @@ def read_config(folder: Path) -> ModelConfig:
         config = family.read(fields)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError, MemoryError) as error:
         # a field under another name may be why the default does not fit
         fields.check_spelling()
         raise CheckpointError(f"{fields.path}: {error}") from error

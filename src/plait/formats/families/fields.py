@@ -1,6 +1,7 @@
 """Reads the fields of a config.json one by one, so that nothing that matters is missed, mistyped or misspelled."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -8,6 +9,10 @@ from typing import TypeVar
 from plait.formats.error import CheckpointError
 
 T = TypeVar("T")
+
+# no size of a model comes near; a broken file's may
+_LARGEST = 1 << 40
+_MOST_LAYERS = 10_000
 
 
 class Fields:
@@ -34,14 +39,21 @@ class Fields:
     def whole(self, *names: str, default: int | None = None, least: int = 1) -> int:
         """A whole number of at least `least`; missing or null is the default, or an error without one."""
         value = self._value(names, default)
-        if type(value) is not int or value < least:
+        if type(value) is not int or not least <= value <= _LARGEST:
             raise self.wrong(names[0], value, f"a whole number of at least {least}")
+        return value
+
+    def layers(self, name: str) -> int:
+        """How many layers there are."""
+        value = self.whole(name)
+        if value > _MOST_LAYERS:
+            raise self.wrong(name, value, f"at most {_MOST_LAYERS}")
         return value
 
     def number(self, *names: str, default: float | None = None) -> float:
         """A number."""
         value = self._value(names, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.wrong(names[0], value, "a number")
         return float(value)
 

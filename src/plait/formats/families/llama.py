@@ -100,7 +100,7 @@ def _read(name: str, fields: Fields) -> ModelConfig:
     )
     return ModelConfig(
         family=name,
-        layers=(attention, mlp) * fields.whole("num_hidden_layers"),
+        layers=(attention, mlp) * fields.layers("num_hidden_layers"),
         norm_eps=fields.number("rms_norm_eps", default=traits.norm_eps),
         max_context=fields.whole("max_position_embeddings", default=traits.max_context),
         recipe="ternary" if name == "bitnet" else "bf16",
@@ -114,7 +114,7 @@ def _check_windows(fields: Fields) -> None:
     used = isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds)
     if fields.flag("use_sliding_window", default=False) and kinds is None:
         first = fields.whole("max_window_layers", default=28, least=0)
-        used = fields.has("sliding_window") and first < fields.whole("num_hidden_layers")
+        used = fields.has("sliding_window") and first < fields.layers("num_hidden_layers")
     if used:
         raise CheckpointError(f"{fields.path}: sliding-window attention is in use, which is not supported")
 

@@ -89,7 +89,7 @@ def _read(fields: Fields) -> ModelConfig:
     )
     return ModelConfig(
         family="mamba2",
-        layers=(spec,) * fields.whole("num_hidden_layers"),
+        layers=(spec,) * fields.layers("num_hidden_layers"),
         norm_eps=fields.number("layer_norm_epsilon", default=1e-5),
         residual_in_fp32=fields.flag("residual_in_fp32", default=True),
         **shared_fields(fields),  # type: ignore[arg-type]
