@@ -63,6 +63,19 @@ def test_going_on_equals_reading_everything_anew(tiny: Tiny) -> None:
     assert stream.completion.token_ids == next(Engine(model).generate(ids + TURN, GREEDY)).token_ids
 
 
+def test_a_seeded_answer_in_two_parts_equals_one_in_one_go(tiny: Tiny) -> None:
+    model = tiny()
+    sampling = Sampling(max_tokens=20, temperature=1.0, seed=11, ignore_eos=True)
+    whole = next(Engine(model).generate([3, 4, 5], sampling)).token_ids
+    session = Session()
+    first = Engine(model).stream([3, 4, 5], replace(sampling, max_tokens=8), session)
+    list(first)
+    second = Engine(model).stream([3, 4, 5, *whole[:8]], replace(sampling, max_tokens=12), session)
+    list(second)
+    assert first.completion.token_ids + second.completion.token_ids == whole
+    assert len(set(whole)) > 8
+
+
 def test_a_prompt_that_leaves_the_path_is_read_from_its_beginning(tiny: Tiny) -> None:
     model = tiny()
     for change in (lambda ids: [1, *ids[1:]], lambda ids: ids[:20], lambda ids: ids[:-1]):
@@ -141,18 +154,24 @@ def test_other_safetensors_are_no_session(tiny: Tiny, tmp_path: Path) -> None:
         Session.load(tmp_path / "weights", tiny())
 
 
-def test_a_failed_save_leaves_the_old_file(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["write", "rename"])
+def test_a_failed_save_leaves_the_old_file(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     model = tiny()
     session, _ = spoken(model)
     session.save(tmp_path / "talk", model)
     before = (tmp_path / "talk").read_bytes()
     session.messages.append({"role": "user", "content": "more"})
 
-    def full(self: Path, data: bytes) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device", str(self))
+    def full(path: Path, other: object) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    if where == "write":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:
+        monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
         session.save(tmp_path / "talk", model)
     assert (tmp_path / "talk").read_bytes() == before
