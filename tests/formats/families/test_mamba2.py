@@ -52,6 +52,6 @@ def test_a_missing_number_of_heads_is_named(tmp_path: Path) -> None:
 
 
 def test_heads_that_are_no_multiple_of_the_width_go_elsewhere(tmp_path: Path) -> None:
-    config = read(tmp_path, num_heads=9)
+    config = read(tmp_path, head_dim=10)
     # nemotron_h can say it: its widths follow from heads
     assert write_config(config, torch.float32)["model_type"] == "nemotron_h"
