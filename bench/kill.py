@@ -77,12 +77,12 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def finish(recipe: Path, out: Path) -> None:
+def finish(process: subprocess.Popen[bytes], out: Path) -> None:
     """Let a run go to its end.
 
     Raises: RuntimeError with its messages if it fails.
     """
-    if start(recipe, out).wait():
+    if process.wait():
         raise RuntimeError(f"the run in {out} failed:\n{out.with_suffix('.log').read_text()[-3000:]}")
 
 
@@ -139,12 +139,14 @@ def torture(folder: Path, *, kills: int, steps: int, save_every: int, seed: int 
     """
     recipe = prepare(folder, steps=steps, save_every=save_every, kind=kind)
     whole, torn = folder / "whole", folder / "torn"
-    finish(recipe, whole)
+    # beside the other, on the second core
+    alone = start(recipe, whole)
     rng, where, wrong = random.Random(seed), {"step": 0, "save": 0, "end": 0}, []
     for _ in range(kills):
         where[kill_one(recipe, torn, rng, most_steps=max(2 * (steps - 2 * save_every) // kills - save_every, 1))] += 1
         wrong += unreadable(torn)
-    finish(recipe, torn)
+    finish(start(recipe, torn), torn)
+    finish(alone, whole)
     name = "final/model.safetensors"
     report = Report(f"{kills} kills of a run of {steps} steps ({kind})", provenance=provenance(seed))
     report.add("killed in a step", where["step"])

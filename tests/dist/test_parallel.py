@@ -62,7 +62,7 @@ def test_on_a_cpu_compilation_is_left_off_unless_asked_for(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients() -> None:
-    model, ids = tiny_model("M*-"), torch.randint(0, 64, (2, 19))
+    model, ids = tiny_model("*-"), torch.randint(0, 64, (2, 19))
     names = list(model.state_dict())
     plain = gradients(model, ids)
     assert parallel.compile_blocks(model, "on")

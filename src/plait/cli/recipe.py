@@ -162,12 +162,14 @@ class TrainRecipe:
             return start
         return next((place for source in self.data.sources.values() if (place := source.tokenizer())), None)
 
-    def check_vocabulary(self, config: ModelConfig, datasets: Mapping[str, Dataset]) -> None:
-        """Refuse tokens that the model cannot take or that mean something else to it.
+    def check_tokens(self, config: ModelConfig, datasets: Mapping[str, Dataset]) -> None:
+        """Refuse sources without tokens, and tokens that the model cannot take or that mean something else to it.
 
-        Raises: ConfigError naming the source and both vocabularies.
+        Raises: ConfigError naming the source and, where it is about them, both vocabularies.
         """
         for name, data in datasets.items():
+            if not data.n_tokens:
+                raise ConfigError(f"data.sources.{name}: {data.folder} holds no tokens; tokenize files that hold text")
             if vocab_size(data) > config.vocab_size:
                 raise ConfigError(
                     f"data.sources.{name}: its vocabulary has {vocab_size(data)} tokens, the model's embedding "

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from plait.cli.launch import arg
 from plait.cli.recipe import TrainRecipe, vocab_size
 from plait.config import ConfigError, load, to_dict
@@ -53,13 +55,14 @@ def run(inputs: Inputs) -> Report:
     recipe = load(TrainRecipe, inputs.recipe, inputs.overrides)
     out = inputs.out or Path("runs") / inputs.recipe.stem
     recipe_of(recipe.precision)
+    device = _device(recipe.device)
     datasets = {name: source.open() for name, source in recipe.data.sources.items()}
     config = recipe.model.config(max(map(vocab_size, datasets.values())))
-    recipe.check_vocabulary(config, datasets)
+    recipe.check_tokens(config, datasets)
     tokenizer = recipe.tokenizer()
     objective = _objective(recipe, datasets)
     _check_out(out, recipe)
-    model = _model(recipe, config)
+    model = _model(recipe, config, device)
     log.info("%s: %s parameters, %s", out, f"{config.cost().params:,}", config.pattern)
     outcome = train(
         model,
@@ -121,15 +124,20 @@ def _shards(data: Dataset) -> list[dict[str, object]]:
     return shards
 
 
-def _model(recipe: TrainRecipe, config: ModelConfig) -> Hybrid:
+def _model(recipe: TrainRecipe, config: ModelConfig, device: torch.device) -> Hybrid:
     if recipe.model.checkpoint is not None:
-        return load_model(recipe.model.checkpoint, device=recipe.device, dtype="float32", recipe=recipe.precision)
-    device = recipe.device
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load_model(recipe.model.checkpoint, device=device, dtype="float32", recipe=recipe.precision)
     return build(config, recipe=recipe.precision, device=device, seed=recipe.seed)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # the first number shows whether this build of torch can use it
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device="{name}" cannot be used here ({error}); use "auto" or "cpu"') from None
 
 
 def _check_out(out: Path, recipe: TrainRecipe) -> None:
