@@ -1,6 +1,6 @@
-"""How much memory loading a checkpoint needs: peak resident growth over imports, for bfloat16 kept as bfloat16.
+"""Measure how much memory loading a checkpoint needs: `python bench/load.py [gigabytes] [--json FILE]`.
 
-    python bench/load.py [gigabytes, default 2] [--json FILE]
+The figure is the peak resident growth over imports of a fresh process, for bfloat16 weights kept in bfloat16.
 """
 
 import argparse
