@@ -1,0 +1,12 @@
+"""The chapters of `plait demo`, in the order in which they are told."""
+
+from plait.cli.chapters import compare, complete, export, onward, text, train
+
+CHAPTERS = {
+    "text": text.tell,
+    "train": train.tell,
+    "compare": compare.tell,
+    "complete": complete.tell,
+    "export": export.tell,
+    "onward": onward.tell,
+}

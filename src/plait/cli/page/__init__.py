@@ -1,0 +1,1 @@
+"""The report that people open: one self-contained HTML page of sections, tables and charts."""
