@@ -26,6 +26,8 @@ from torch import Tensor
 
 from plait.engine.request import Sampling
 
+# tokens that top-p looks at first
+_HEAD = 1024
 _MASK = (1 << 64) - 1
 
 
@@ -96,8 +98,7 @@ def filtered(logits: Tensor, s: Sampling) -> Tensor:
         ranked = logits.topk(s.top_k).values
         logits = logits.masked_fill(logits < ranked[:, -1:], -math.inf)
     if s.top_p is not None and s.top_p < 1:
-        ranked = logits.sort(descending=True).values if ranked is None else ranked
-        p = ranked.softmax(-1)
+        ranked, p = _likeliest(logits, s.top_p) if ranked is None else (ranked, ranked.softmax(-1))
         n_kept = (p.cumsum(-1) - p < s.top_p).sum(-1, keepdim=True).clamp(min=1)
         logits = logits.masked_fill(logits < ranked.gather(-1, n_kept - 1), -math.inf)
     if s.min_p:
@@ -127,13 +128,25 @@ def _penalised(logits: Tensor, draw: Draw) -> Tensor:
     return torch.where(draw.seen, torch.where(logits > 0, logits / r, logits * r), logits)
 
 
+def _likeliest(logits: Tensor, mass: float) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row, in order, and their probabilities: at least enough of them to hold `mass`."""
+    log_total = logits.logsumexp(-1, keepdim=True)
+    # a whole vocabulary takes long to sort, and its head nearly always suffices
+    for n in (_HEAD, logits.shape[-1]):
+        ranked = logits.topk(min(n, logits.shape[-1])).values
+        p = (ranked - log_total).exp()
+        if bool((p.sum(-1) >= mass).all()):
+            break
+    return ranked, p
+
+
 def _choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     s = draws[0].sampling
     if s.temperature == 0:
         largest, ids = logits.max(-1)
         broken = largest.isnan()
     else:
-        cumulated = filtered(logits, s).softmax(-1).cumsum(-1, dtype=torch.float64)
+        cumulated = filtered(logits, s).softmax(-1).double().cumsum(-1)
         total = cumulated[:, -1:]
         u = torch.tensor([uniform(draw.seed, draw.position) for draw in draws], dtype=torch.float64)
         # the first id whose sum is above the number: one of probability zero never is
