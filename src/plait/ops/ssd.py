@@ -19,6 +19,7 @@ from torch import Tensor
 from plait.ops.dispatch import Op
 
 NO_LIMIT = (0.0, float("inf"))
+CPU_CHUNK = 64
 
 
 def discretize(dt: Tensor, dt_bias: Tensor | None, limit: tuple[float, float], mask: Tensor | None) -> Tensor:
@@ -114,7 +115,10 @@ def _chunked(
     _check(x, B)
     dt_BLH = discretize(dt, dt_bias, dt_limit, mask)
     S = None if initial_state is None else initial_state.to(dt_BLH.dtype)
-    return ChunkedScan.apply(x, dt_BLH, dt_BLH * A, B, C, D, S, starts, min(chunk, x.shape[1]))
+    if x.is_cpu:
+        # the (q, q) products of longer chunks cost more than the states they save
+        chunk = min(chunk, CPU_CHUNK)
+    return ChunkedScan.apply(x, dt_BLH, dt_BLH * A, B, C, D, S, starts, chunk)
 
 
 @Op

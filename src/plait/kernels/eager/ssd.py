@@ -101,8 +101,9 @@ class _Chunk:
 
     def decay(self) -> Tensor:
         """exp(a_i - a_j) where token i sees token j, else zero: (b, H, q, q)."""
-        # masked before exp: above the diagonal the exponent is positive and may overflow
-        return (self.a[..., :, None] - self.a[..., None, :]).masked_fill_(self.hidden, -torch.inf).exp_()
+        # above the diagonal the exponent is positive and would overflow; far below zero, exp is slow and 1e-35 is nothing
+        log = self.a[..., :, None] - self.a[..., None, :]
+        return log.clamp_(-80.0, 0.0).exp_().masked_fill_(self.hidden, 0.0)
 
     def weights(self) -> Tensor:
         """W (b, H, q, q)."""
