@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class CausalConv(torch.autograd.Function):
-    """y = apply(padded, w, bias, starts, activation); padded (B, W - 1 + L, D) holds the inputs and those before them."""
+    """y = apply(padded, w, bias, starts, activation); padded (B, W - 1 + L, D) begins with the inputs before."""
 
     @staticmethod
     def forward(
@@ -30,7 +30,7 @@ class CausalConv(torch.autograd.Function):
             past = p[:, j : j + L]
             y.addcmul_(past if same is None else torch.where(same[j], past, 0.0), taps[j])
         pre = y.to(padded.dtype) if activation else None
-        ctx.save_for_backward(padded, w, bias, starts, pre)
+        ctx.save_for_backward(padded, w, bias, starts, pre)  # type: ignore[arg-type]
         return (F.silu(y, inplace=pre is not y) if activation else y).to(padded.dtype)
 
     @staticmethod

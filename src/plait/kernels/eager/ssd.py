@@ -46,7 +46,7 @@ class ChunkedScan(torch.autograd.Function):
             S = c.state_after(S)
             out = out.transpose(1, 2)
             y[:, part] = out if D is None else out.add_(x[:, part] * D[:, None])
-        ctx.save_for_backward(x, dt, a, B, C, D, starts, *before, S)
+        ctx.save_for_backward(x, dt, a, B, C, D, starts, *before, S)  # type: ignore[arg-type]
         ctx.chunk = chunk  # type: ignore[attr-defined]
         return y, S
 
@@ -101,7 +101,7 @@ class _Chunk:
 
     def decay(self) -> Tensor:
         """exp(a_i - a_j) where token i sees token j, else zero: (b, H, q, q)."""
-        # above the diagonal the exponent is positive and would overflow; far below zero, exp is slow and 1e-35 is nothing
+        # above the diagonal the exponent is positive and would overflow; below -80 exp is slow and its value nothing
         log = self.a[..., :, None] - self.a[..., None, :]
         return log.clamp_(-80.0, 0.0).exp_().masked_fill_(self.hidden, 0.0)
 
