@@ -198,7 +198,7 @@ def _share(config: ModelConfig) -> str:
 
 def _legend(config: ModelConfig) -> Table:
     table = Table.grid(padding=(0, 2))
-    for spec, _ in config.runs():
+    for spec in dict.fromkeys(config.layers):
         n = config.layers.count(spec)
         kind = KINDS[spec.symbol]
         where = positions(config.layers, lambda layer, spec=spec: layer == spec)
