@@ -17,3 +17,8 @@ def test_gates() -> None:
     torch.testing.assert_close(gate(g, x, activation="relu2"), g.clamp(min=0) ** 2 * x)
     with pytest.raises(ValueError, match="activation='gelu'"):
         gate(g, x, activation="gelu")
+
+
+def test_squared_relu_has_the_right_gradient() -> None:
+    x = torch.randn(5, 7, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(squared_relu, x)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.ops.conv import causal_conv1d, causal_conv1d_step, conv_window
+from plait.ops.dispatch import use
 
 
 def _inputs(L: int, W: int = 4, B: int = 2, D: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,6 +29,19 @@ def test_every_gradient_is_right_with_starts_and_a_window() -> None:
     assert torch.autograd.gradcheck(
         lambda x, w, b, i: causal_conv1d(x, w, b, initial=i, starts=starts), (x, w, bias, initial)
     )
+
+
+def test_blocks_of_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.kernels.eager.conv.BLOCK", 1)  # the smallest: 16 tokens
+    x, w, bias = _inputs(37)
+    starts = torch.rand(2, 37) < 0.2
+    whole, inputs = [], (x, w, bias)
+    for backend in ("reference", "eager"):
+        with use(backend):
+            y = causal_conv1d(x, w, bias, starts=starts)
+        whole.append((y, *torch.autograd.grad((y * y).sum(), inputs)))
+    for a, b in zip(*whole, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_document_never_sees_the_one_before() -> None:

@@ -12,6 +12,7 @@ from plait.ops.loss import linear_cross_entropy
 @pytest.mark.parametrize("T", [1, 7, 64])
 def test_slices_equal_the_whole(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE_LOGITS", 11 * 16)  # 16 tokens a slice
+    monkeypatch.setattr(module, "BLOCK_LOGITS", 11 * 5)
     h, w = (torch.randn(s, dtype=torch.double, requires_grad=True) for s in ((T, 5), (11, 5)))
     targets = torch.randint(0, 11, (T,))
     targets[::3] = -100
@@ -39,7 +40,7 @@ def test_a_frozen_head_or_no_gradient_at_all_is_fine() -> None:
 
 
 def test_no_tensor_of_all_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SLICE_LOGITS", 64 * 500)
+    monkeypatch.setattr(module, "BLOCK_LOGITS", 64 * 500)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -50,7 +51,7 @@ def test_no_tensor_of_all_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
                 largest = max(largest, out.numel())
             return out
 
-    h, w = torch.randn(256, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
+    h, w = (torch.randn(n, 8).bfloat16().requires_grad_() for n in (256, 500))
     with Watch():
         linear_cross_entropy(h, w, torch.randint(0, 500, (256,))).backward()
     assert largest == 64 * 500

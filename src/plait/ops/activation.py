@@ -19,6 +19,13 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+@squared_relu.backend("eager", when=lambda x: x.requires_grad)
+def _(x: Tensor) -> Tensor:
+    from plait.kernels.eager.activation import SquaredReLU
+
+    return SquaredReLU.apply(x)
+
+
 @Op
 def gate(g: Tensor, x: Tensor, *, activation: str) -> Tensor:
     """Gate x by an activated g: SwiGLU for "silu", BitNet's gated squared ReLU for "relu2".

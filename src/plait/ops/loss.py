@@ -18,8 +18,10 @@ from torch.autograd.function import FunctionCtx
 from plait.ops.dispatch import Op
 
 IGNORED = -100
-# a slice holds at most this many logits: 64 MiB in float32
+# logits held at a time, in h.dtype: enough rows for a fast product
 SLICE_LOGITS = 1 << 24
+# logits whose softmax is taken at a time, in float32: what stays in cache
+BLOCK_LOGITS = 1 << 18
 
 
 @Op
@@ -49,29 +51,20 @@ def _sliced(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.
 class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, h: Tensor, w: Tensor, targets: Tensor) -> Tensor:
-        V = w.shape[0]
-        w_low, f32 = w.to(h.dtype), _wide(h)
-        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
-        wants_dw = ctx.needs_input_grad[1]  # type: ignore[attr-defined]
-        dw = torch.zeros(w.shape, dtype=f32, device=w.device) if wants_dw else None
-        total = torch.zeros((), dtype=f32, device=h.device)
-        for rows in torch.arange(h.shape[0], device=h.device).split(max(SLICE_LOGITS // V, 1)):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            counted = targets[part] != IGNORED
-            target = torch.where(counted, targets[part], 0)[:, None]
-            logits = (h[part] @ w_low.T).to(f32)
-            lse = logits.logsumexp(-1)
-            total += ((lse - logits.gather(1, target)[:, 0]) * counted).sum()
-            if dh is None and dw is None:
-                continue
-            # d loss / d logits = softmax - one-hot, zero where the target is left out; built in place of the logits
-            p = logits.sub_(lse[:, None]).exp_()
-            p.scatter_add_(1, target, -torch.ones_like(target, dtype=p.dtype)).mul_(counted[:, None])
-            p_low = p.to(h.dtype)
+        w_low, V = w.to(h.dtype), w.shape[0]
+        wants_dh, wants_dw = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        dh = torch.empty_like(h) if wants_dh else None
+        dw = torch.zeros(w.shape, dtype=_wide(h), device=w.device) if wants_dw else None
+        total = torch.zeros((), dtype=_wide(h), device=h.device)
+        for part in _slices(h.shape[0], SLICE_LOGITS // V):
+            logits = h[part] @ w_low.T
+            for rows in _slices(logits.shape[0], BLOCK_LOGITS // V):
+                # the softmax of a few rows stays in cache; their gradient takes the place of their logits
+                total += _loss_of(logits[rows], targets[part][rows], wants_gradient=wants_dh or wants_dw)
             if dh is not None:
-                torch.mm(p_low, w_low, out=dh[part])
+                torch.mm(logits, w_low, out=dh[part])
             if dw is not None:
-                dw += p_low.T @ h[part]
+                dw += logits.T @ h[part]
         ctx.save_for_backward(dh, dw)  # type: ignore[attr-defined]
         ctx.dtype = w.dtype  # type: ignore[attr-defined]
         return total
@@ -84,6 +77,25 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             None if dw is None else (dw * grad).to(ctx.dtype),  # type: ignore[attr-defined]
             None,
         )
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    size = max(size, 1)
+    return [slice(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def _loss_of(logits: Tensor, targets: Tensor, *, wants_gradient: bool) -> Tensor:
+    """Summed loss of some rows; their logits become d loss / d logits = softmax - one-hot, zero where left out."""
+    ignored = targets == IGNORED
+    target = targets.masked_fill(ignored, 0)[:, None]
+    logp = logits.to(_wide(logits)).log_softmax(-1)
+    loss = -logp.gather(1, target)[:, 0].masked_fill(ignored, 0.0).sum()
+    if wants_gradient:
+        p = logp.exp_()
+        p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+        p[ignored] = 0.0
+        logits.copy_(p)
+    return loss
 
 
 def _wide(h: Tensor) -> torch.dtype:

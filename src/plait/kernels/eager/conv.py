@@ -1,12 +1,17 @@
-"""Causal depthwise convolution with SiLU: one multiply-add over the sequence per tap, forward and backward.
+"""Causal depthwise convolution with SiLU: one multiply-add per tap, over blocks of time that stay in cache.
 
 Shapes   B batch, L time, D channels, W taps.
-Numbers  float32 inside (float64 for float64); the value before SiLU is kept for backward in x.dtype.
+Numbers  float32 inside (float64 for float64); the value before SiLU is formed again in the backward pass.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# numbers of a block: 1 MiB in float32
+BLOCK = 1 << 18
 
 
 class CausalConv(torch.autograd.Function):
@@ -21,35 +26,51 @@ class CausalConv(torch.autograd.Function):
         starts: Tensor | None,
         activation: bool,
     ) -> Tensor:
-        W, f32 = w.shape[1], torch.promote_types(padded.dtype, torch.float32)
-        taps, p = w.to(f32).unbind(1), padded.to(f32)
-        L = p.shape[1] - W + 1
-        same = _same_document(starts, W)
-        y = p[:, W - 1 :] * taps[-1] if bias is None else torch.addcmul(bias.to(f32), p[:, W - 1 :], taps[-1])
-        for j in range(W - 1):
-            past = p[:, j : j + L]
-            y.addcmul_(past if same is None else torch.where(same[j], past, 0.0), taps[j])
-        pre = y.to(padded.dtype) if activation else None
-        ctx.save_for_backward(padded, w, bias, starts, pre)  # type: ignore[arg-type]
-        return (F.silu(y, inplace=pre is not y) if activation else y).to(padded.dtype)
+        ctx.save_for_backward(padded, w, bias, starts)  # type: ignore[arg-type]
+        ctx.activation = activation  # type: ignore[attr-defined]
+        B, L, D = padded.shape[0], padded.shape[1] - w.shape[1] + 1, padded.shape[2]
+        y, same = padded.new_empty(B, L, D), _same_document(starts, w.shape[1])
+        for part, p in _blocks(padded, w.shape[1]):
+            pre = _convolve(p, w, bias, same, part)
+            y[:, part] = F.silu(pre, inplace=True) if activation else pre
+        return y
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        padded, w, bias, starts, pre = ctx.saved_tensors  # type: ignore[attr-defined]
+        padded, w, bias, starts = ctx.saved_tensors  # type: ignore[attr-defined]
         W, f32 = w.shape[1], torch.promote_types(padded.dtype, torch.float32)
-        taps, p = w.to(f32).unbind(1), padded.to(f32)
-        L = p.shape[1] - W + 1
-        g = dy.to(f32)
-        if pre is not None:
-            g = torch.ops.aten.silu_backward(g, pre.to(f32))
-        dp, dw, product = torch.zeros_like(p), [], torch.empty_like(g)
-        same = _same_document(starts, W)
-        for j in range(W):
-            gj = g if same is None or j == W - 1 else torch.where(same[j], g, 0.0)
-            dp[:, j : j + L].addcmul_(gj, taps[j])
-            dw.append(torch.mul(gj, p[:, j : j + L], out=product).sum((0, 1)))
-        dbias = None if bias is None else g.sum((0, 1)).to(bias.dtype)
-        return dp.to(padded.dtype), torch.stack(dw, 1).to(w.dtype), dbias, None, None
+        taps, same = w.to(f32).unbind(1), _same_document(starts, W)
+        dp = torch.zeros(padded.shape, dtype=f32, device=padded.device)
+        dw, dbias = torch.zeros(W, w.shape[0], dtype=f32, device=w.device), torch.zeros_like(taps[0])
+        for part, p in _blocks(padded, W):
+            g, n = dy[:, part].to(f32), part.stop - part.start
+            if ctx.activation:  # type: ignore[attr-defined]
+                g = torch.ops.aten.silu_backward(g, _convolve(p, w, bias, same, part))
+            dbias += g.sum((0, 1))
+            for j in range(W):
+                gj = g if same is None or j == W - 1 else torch.where(same[j][:, part], g, 0.0)
+                dp[:, part.start + j : part.stop + j].addcmul_(gj, taps[j])
+                dw[j] += (gj * p[:, j : j + n]).sum((0, 1))
+        return dp.to(padded.dtype), dw.T.to(w.dtype), None if bias is None else dbias.to(bias.dtype), None, None
+
+
+def _blocks(padded: Tensor, W: int) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of time, and the inputs (B, W - 1 + part, D) in float32 that each needs."""
+    L, f32 = padded.shape[1] - W + 1, torch.promote_types(padded.dtype, torch.float32)
+    size = max(BLOCK // (padded.shape[0] * padded.shape[2]), 16)
+    parts = [slice(first, min(first + size, L)) for first in range(0, L, size)]
+    return ((part, padded[:, part.start : part.stop + W - 1].to(f32)) for part in parts)
+
+
+def _convolve(p: Tensor, w: Tensor, bias: Tensor | None, same: list[Tensor] | None, part: slice) -> Tensor:
+    """The sums before SiLU, for one block."""
+    W, n = w.shape[1], part.stop - part.start
+    taps = w.to(p.dtype).unbind(1)
+    y = p[:, W - 1 :] * taps[-1] if bias is None else torch.addcmul(bias.to(p.dtype), p[:, W - 1 :], taps[-1])
+    for j in range(W - 1):
+        past = p[:, j : j + n]
+        y.addcmul_(past if same is None else torch.where(same[j][:, part], past, 0.0), taps[j])
+    return y
 
 
 def _same_document(starts: Tensor | None, W: int) -> list[Tensor] | None:
