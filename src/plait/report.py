@@ -73,7 +73,9 @@ def _device() -> str:
 
 def provenance(seed: int | None = None) -> dict[str, Value]:
     """Say where measurements come from: commit, device, machine, versions, command, time in UTC and, if given, seed."""
-    command = [Path(sys.argv[0] or "python").name, *sys.argv[1:]]
+    program = Path(sys.argv[0] or "python").name
+    # `python -m plait` and `plait` are the same command
+    command = ["plait" if program == "__main__.py" else program, *sys.argv[1:]]
     facts: dict[str, Value] = {
         "commit": _commit(),
         "device": _device(),
