@@ -8,8 +8,9 @@ import torch
 from plait.cli import doctor
 from plait.cli.doctor import Inputs, backends, operations, run, watching, working_model
 from plait.cli.launch import launch
-from plait.cli.machine import cpu_features, memory_bytes, speed
-from plait.ops.norm import rms_norm
+from plait.cli.machine import Threads, cpu_features, is_crowded, memory_bytes, speed
+from plait.ops.dispatch import use
+from plait.ops.moe import route
 from plait.ops.ssd import selective_state_update, ssd
 
 
@@ -20,13 +21,14 @@ def test_a_healthy_machine_gets_status_0(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_backend_that_ran_is_named_for_every_operation() -> None:
-    with watching() as seen:
-        rms_norm(torch.ones(1, 4), torch.ones(4), eps=1e-5)
-    assert seen == {"rms_norm": "reference"}
+    with watching() as seen, use("reference"):
+        route(torch.zeros(1, 4), torch.zeros(4), n_chosen=2)
+    assert seen == {"route": {"reference"}}
     working = {finding.subject: finding.found for finding in working_model()}
     assert working["op ssd"] == "chunked"
     named = working["other ops"].split(":")[0].split(", ")
     assert set(named) | {name[3:] for name in working if name.startswith("op ")} == set(operations())
+    assert "nothing called it" not in working.values()
 
 
 def test_watching_leaves_operations_as_they_were() -> None:
@@ -38,7 +40,7 @@ def test_watching_leaves_operations_as_they_were() -> None:
 
 def test_a_faster_backend_that_did_not_run_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssd, "candidates", [("triton", lambda *a, **k: False, ssd.reference), *ssd.candidates])
-    finding = next(f for f in backends({"ssd": "chunked"}) if f.subject == "op ssd")
+    finding = next(f for f in backends({"ssd": {"chunked"}}) if f.subject == "op ssd")
     assert finding.found == "chunked" and finding.state == "hint" and "CUDA" in finding.fix
 
 
@@ -46,7 +48,8 @@ def test_generation_that_disagrees_with_the_model_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = selective_state_update.reference
-    monkeypatch.setattr(selective_state_update, "reference", lambda *a, **k: right(*a, **k) * 1.5)
+    monkeypatch.setattr(selective_state_update, "candidates", [])
+    monkeypatch.setattr(selective_state_update, "reference", lambda *a, **k: right(*a, **k) * 3.0)
     assert launch(["doctor", "--no-measure"]) == 1
     said = capsys.readouterr().err
     assert "generation" in said and "fault" in said
@@ -78,3 +81,22 @@ def test_json_holds_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
     facts = {f["name"]: f["value"] for f in json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]}
     assert facts["Python"].startswith("ok") and facts["generation"].startswith("ok")
     assert run(Inputs(measure=False)).facts
+
+
+def test_threads_give_way_while_others_are_busy_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Threads() as threads:
+            monkeypatch.setattr("plait.cli.machine.is_crowded", lambda n: n == 2)
+            assert threads.choose() == 1 == torch.get_num_threads() and threads.was_crowded
+            monkeypatch.setattr("plait.cli.machine.is_crowded", lambda n: False)
+            assert threads.choose() == 2 and threads.was_crowded
+            threads.choose()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_thread_is_never_crowded() -> None:
+    assert not is_crowded(1)

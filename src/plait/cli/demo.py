@@ -59,7 +59,7 @@ def run(inputs: Inputs) -> Report:
     )
     sections: list[Section] = []
     try:
-        with quiet("plait.train", "plait.engine"):
+        with quiet("plait.train", "plait.engine"), story.threads:
             for number, (name, tell) in enumerate(CHAPTERS.items(), 1):
                 story.console.print(f"[bold]{number}/{len(CHAPTERS)} {name}[/bold]", highlight=False)
                 begun = time.monotonic()

@@ -93,3 +93,51 @@ def memory_bytes() -> tuple[int, int]:
 def cxx_compiler() -> str | None:
     """Path of a C++ compiler, which torch.compile needs."""
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
+
+
+def is_crowded(threads: int, repeats: int = 40) -> bool:
+    """Whether other programs keep the processors so busy that one thread is faster than `threads`.
+
+    Threads of one operation wait for each other at its end. If one of them has lost its processor to another program,
+    every small operation waits for the scheduler: a hundred times longer than it computes. Milliseconds where the
+    processors are free, a few tenths of a second where not.
+    """
+    if threads < 2:
+        return False
+    before = torch.get_num_threads()
+    x = torch.zeros(1 << 18)
+    seconds = {}
+    try:
+        for n in (1, threads):
+            torch.set_num_threads(n)
+            # the first call wakes the threads
+            x.add_(1.0)
+            begin = time.perf_counter()
+            for _ in range(repeats):
+                x.add_(1.0)
+            seconds[n] = time.perf_counter() - begin
+    finally:
+        torch.set_num_threads(before)
+    return seconds[threads] > 2 * seconds[1]
+
+
+class Threads:
+    """As many threads as pay at the moment: all of them, or one while other programs are busy. A context manager."""
+
+    def __init__(self) -> None:
+        self.all = torch.get_num_threads()
+        self.was_crowded = False
+
+    def choose(self) -> int:
+        """Look and set; returns the number of threads."""
+        crowded = is_crowded(self.all)
+        self.was_crowded |= crowded
+        torch.set_num_threads(1 if crowded else self.all)
+        return torch.get_num_threads()
+
+    def __enter__(self) -> "Threads":
+        self.choose()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self.all)

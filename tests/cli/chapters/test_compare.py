@@ -27,7 +27,7 @@ def test_a_filled_cache_has_the_bytes_of_a_read_text(name: str) -> None:
 def test_both_models_are_timed_in_turns_and_their_caches_grow() -> None:
     first = twins.hybrid(QUICK, 350, 2)
     models = {HYBRID: build(first, "fp32"), TWIN: build(twins.twin(first), "fp32")}
-    caches = {name: filled(model, 16, seed=0) for name, model in models.items()}
+    caches = {(name, context): filled(model, context, seed=0) for name, model in models.items() for context in (9, 16)}
     seconds = step_seconds(models, caches, 2)
     assert all(len(found) == 2 * ROUNDS and min(found) > 0 for found in seconds.values())
-    assert all(cache.n_tokens == 16 + 3 * ROUNDS for cache in caches.values())
+    assert all(cache.n_tokens == context + 3 * ROUNDS for (_, context), cache in caches.items())

@@ -16,9 +16,11 @@ from plait.cli.page.chart import Axis, Series, line_chart
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 
-ROUNDS = 3
+ROUNDS = 5
 # by model: (tokens, value)
 Curves = dict[str, list[tuple[float, float]]]
+# a model's name and a number of tokens
+Case = tuple[str, int]
 
 
 def tell(story: Story) -> Section:
@@ -26,23 +28,28 @@ def tell(story: Story) -> Section:
     story.say("decoding at growing contexts, both models in turns")
     rates: Curves = {HYBRID: [], TWIN: []}
     sizes: Curves = {HYBRID: [], TWIN: []}
+    caches = {
+        (name, context): filled(model, context, story.seed)
+        for context in story.scale.contexts
+        for name, model in story.models.items()
+    }
+    for (name, context), cache in caches.items():
+        sizes[name].append((context, cache.n_bytes()))
+        story.report.add(f"{name} cache at {context} tokens", cache.n_bytes(), "bytes")
+    story.threads.choose()
+    for (name, context), seconds in step_seconds(story.models, caches, story.scale.decode_steps).items():
+        each = [1 / s for s in seconds]
+        rates[name].append((context, statistics.median(each)))
+        what = f"{name} decode speed at {context} tokens"
+        story.report.add(what, statistics.median(each), "tokens/s", len(each), statistics.pstdev(each))
     for context in story.scale.contexts:
-        caches = {name: filled(model, context, story.seed) for name, model in story.models.items()}
-        for name, cache in caches.items():
-            sizes[name].append((context, cache.n_bytes()))
-            story.report.add(f"{name} cache at {context} tokens", cache.n_bytes(), "bytes")
-        for name, seconds in step_seconds(story.models, caches, story.scale.decode_steps).items():
-            each = [1 / s for s in seconds]
-            rates[name].append((context, statistics.median(each)))
-            what = f"{name} decode speed at {context} tokens"
-            story.report.add(what, statistics.median(each), "tokens/s", len(each), statistics.pstdev(each))
-        both = ", ".join(f"{name} {rates[name][-1][1]:,.0f} tokens/s" for name in rates)
+        both = ", ".join(f"{name} {dict(found)[context]:,.0f} tokens/s" for name, found in rates.items())
         story.say(f"  {context:>6} tokens: {both}")
     for context in dict.fromkeys((story.scale.contexts[0], story.scale.contexts[-1])):
-        at = {name: f"{dict(found)[context]:,.0f} tokens/s" for name, found in rates.items()}
-        story.compare(f"decode speed at {context:,} tokens", at, {}, "")
+        at = {name: f"{dict(found)[context]:,.0f}" for name, found in rates.items()}
+        story.compare(f"decode speed at {context:,} tokens", at, {}, "tokens/s")
     at = {name: size(found[-1][1]) for name, found in sizes.items()}
-    story.compare(f"cache of one sequence at {story.scale.contexts[-1]:,} tokens", at, {}, "")
+    story.compare(f"cache at {story.scale.contexts[-1]:,} tokens", at, {}, "")
     return Section(name="compare", title="The longer the context", blocks=_blocks(story, rates, sizes))
 
 
@@ -66,19 +73,23 @@ def filled(model: Hybrid, context: int, seed: int) -> Cache:
 
 
 @torch.inference_mode()
-def step_seconds(models: dict[str, Hybrid], caches: dict[str, Cache], steps: int) -> dict[str, list[float]]:
-    """Seconds of single decoding steps of each model, in ROUNDS turns; the first step of a turn is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+def step_seconds(models: dict[str, Hybrid], caches: dict[Case, Cache], steps: int) -> dict[Case, list[float]]:
+    """Seconds of single decoding steps, in ROUNDS turns over all models and contexts.
+
+    A disturbance of the machine then falls on all of them alike. The first step of a turn is not counted.
+    """
+    seconds: dict[Case, list[float]] = {case: [] for case in caches}
     for _ in range(ROUNDS):
-        for name, model in models.items():
+        for case, cache in caches.items():
+            model = models[case[0]]
             ids = torch.ones(1, 1, dtype=torch.int64, device=model.device)
             for step in range(steps + 1):
                 begin = time.perf_counter()
                 # the next token has to be known before the next step
-                ids = model(ids, cache=caches[name]).logits.argmax(-1)
+                ids = model(ids, cache=cache).logits.argmax(-1)
                 int(ids)
                 if step:
-                    seconds[name].append(time.perf_counter() - begin)
+                    seconds[case].append(time.perf_counter() - begin)
     return seconds
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from plait.cli.machine import Threads
 from plait.model.hybrid import Hybrid
 from plait.report import Report
 
@@ -62,8 +63,8 @@ class Story:
     """One telling.
 
     text: the user's folder, None for the Python standard library. out: where everything goes. minutes: how long the
-    whole may take. models: by HYBRID and TWIN, from the chapter that trains them on. headline: rows of the table at
-    the top: (what, hybrid, Transformer).
+    whole may take. threads: how many pay. models: by HYBRID and TWIN, from the chapter that trains them on. headline:
+    rows of the table at the top: (what, hybrid, Transformer).
     """
 
     text: Path | None
@@ -73,6 +74,7 @@ class Story:
     scale: Scale
     report: Report
     console: Console
+    threads: Threads = field(default_factory=Threads)
     models: dict[str, Hybrid] = field(default_factory=dict)
     curves: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
     headline: list[tuple[str, str, str]] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Story:
             values, unit, n: as of a Fact, by model.
         """
         if shown:
-            self.headline.append((what, shown[HYBRID], shown[TWIN]))
+            label = f"{what}, {unit}" if unit else what
+            self.headline.append((label, shown[HYBRID], shown[TWIN]))
         for name, value in values.items():
             self.report.add(f"{name} {what}", value, unit, n)

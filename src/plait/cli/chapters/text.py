@@ -115,8 +115,6 @@ def _standard_library() -> Iterator[Found]:
 
 def _blocks(story: Story, text: Text, prepared: Prepared, tokenizer: Tokenizer) -> tuple[Prose | Table | Pieces, ...]:
     source = "your folder" if story.text else "the Python standard library: real code that is on every machine"
-    n = prepared.valid_documents
-    held = f"{n} document{'s' * (n != 1)}, chosen by the hash of the text, held out: no model sees it."
     table = Table(
         caption="What the models read.",
         head=("", "files", "bytes", "tokens"),
@@ -126,7 +124,11 @@ def _blocks(story: Story, text: Text, prepared: Prepared, tokenizer: Tokenizer) 
         ),
         note=f"byte-level BPE of {tokenizer.vocab_size:,} tokens, {prepared.bytes_per_token:.2f} bytes per token",
     )
-    intro = Prose(text=f"The text is {source}. A byte-level BPE is trained on all but {held}")
+    n = prepared.valid_documents
+    intro = Prose(
+        text=f"The text is {source}. {n} document{'s' * (n != 1)}, chosen by the hash of the text, "
+        f"{'is' if n == 1 else 'are'} held out; a byte-level BPE and both models learn from the others."
+    )
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(text.skipped.items()))
     notes = (Prose(text=f"Left out: {left}."),) if left else ()
     return intro, *notes, table, _sample(story, tokenizer)

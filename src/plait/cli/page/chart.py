@@ -113,7 +113,7 @@ class _Scale:
                 if sum(self.low <= math.log10(t) <= self.high for t in ticks) >= 3:
                     break
             return ticks
-        rough = (self.high - self.low) / 4
+        rough = (self.high - self.low) / 5.5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
         first = math.ceil(self.low / step)
