@@ -48,9 +48,9 @@ def tell(story: Story) -> Section:
     rows.append((f"session after {len(ids):,} tokens", size(sizes[HYBRID])))
     rows.append((f"the {TWIN}'s, for comparison", size(sizes[TWIN])))
     words = (
-        f"The hybrid now lies in {folder} as a Nemotron-H checkpoint of safetensors with its tokenizer: Hugging Face "
-        "libraries, vLLM and llama.cpp's converter know this form. A session is what the model remembers of a text; "
-        "saved to a file, it goes on where it was without reading the text again."
+        f"The hybrid now lies in {folder} as a Nemotron-H checkpoint: safetensors, config and tokenizer in the "
+        "spelling of Hugging Face. A session is what the model remembers of a text; saved to a file, it goes on where "
+        "it was without reading the text again."
     )
     table = Table(
         caption="What leaves the demo.",

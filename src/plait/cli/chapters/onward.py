@@ -12,8 +12,8 @@ def tell(story: Story) -> Section:
     lines = (
         (f"plait generate {model} 'def main():'", "let the hybrid write"),
         (f"plait info {model} --context 128k", "its layers, bytes and cost"),
-        (f"plait convert {model} my-model --to native", "another format"),
         ("plait info nemotron-h-8b --context 128k", "the same for a published model"),
+        (f"plait convert {model} my-model --to native", "another format"),
         ("plait demo --text path/to/my/folder", "this story on your own text"),
         (f"plait demo --minutes 30 --out {shlex.quote(str(story.out) + '-longer')}", "train longer"),
         ("plait doctor", "what would make this machine faster"),
