@@ -58,6 +58,12 @@ def shared() -> Path:
     return _SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiler_knows_torch() -> None:
+    """Let the compiler list torch's functions before any of them is replaced below; it looks only once."""
+    torch.compile(lambda x: torch.empty_like(x), backend="eager")(torch.ones(1))
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fill what `torch.empty` gives to ops and kernels with NaN: an element that is never written must show."""
