@@ -3,6 +3,7 @@
 import pytest
 from tests.model.sizes import FAMILIES
 
+from plait.config import ConfigError
 from plait.model.config import ModelConfig
 from plait.model.layers import KINDS
 from plait.model.presets import PRESETS
@@ -100,3 +101,31 @@ def test_bad_configs_are_named(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_dict(good | change)
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("mamba2", {"n_groups": 0}),
+        ("mamba2", {"chunk": 0}),
+        ("mamba2", {"d_state": -8}),
+        ("mamba2", {"conv_width": 0}),
+        ("mamba2", {"dt_min": -1.0}),
+        ("mamba2", {"dt_limit": [1.0, 0.5]}),
+        ("attention", {"n_kv_heads": 0}),
+        ("attention", {"rope": {"base": 0.0}}),
+        ("attention", {"rope": {"scaling": "yarn", "low": 4.0, "high": 1.0}}),
+        ("mlp", {"d_ff": 0}),
+        ("moe", {"n_chosen": 0}),
+        ("moe", {"d_latent": 0}),
+        ("moe", {"n_chosen": 3, "n_experts": 4, "n_groups": 2, "n_top_groups": 1}),
+        ("", {"norm_eps": -1.0}),
+        ("", {"init_std": 0.0}),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_layer_can_have_are_refused_by_name(section: str, change: dict[str, object]) -> None:
+    good = FAMILIES["hybrid"].to_dict()
+    bad = good | ({section: good[section] | change} if section else change)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=rf"{section}.*{next(iter(change))}"):
+        ModelConfig.from_dict(bad)

@@ -72,6 +72,27 @@ def test_the_loss_is_the_mean_over_counted_next_tokens(family: str) -> None:
 
 
 @each
+def test_the_loss_never_predicts_across_documents_or_padding(family: str) -> None:
+    model, ids = _model(family), torch.randint(0, 37, (1, 20))
+    parts = [ids[:, :9], ids[:, 9:]]
+    sums = torch.stack([model(part, labels=part).loss * (part.shape[1] - 1) for part in parts]).sum()
+    starts = torch.zeros(1, 20, dtype=torch.bool)
+    starts[0, [0, 9]] = True
+    torch.testing.assert_close(model(ids, labels=ids, starts=starts).loss, sums / 18, rtol=1e-5, atol=1e-6)
+    padded = torch.nn.functional.pad(ids, (3, 4))
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 4))
+    out = model(padded, labels=padded, attention_mask=mask)
+    torch.testing.assert_close(out.loss, model(ids, labels=ids).loss, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="no token to predict"):
+        model(ids, labels=torch.full_like(ids, -100))
+
+
+def test_logits_can_be_left_out() -> None:
+    model, ids = _model("hybrid"), torch.randint(0, 37, (2, 5))
+    assert [model(ids, n_logits=n).logits.shape[1] for n in (None, 0, 1, 5, 9)] == [5, 0, 1, 5, 5]
+
+
+@each
 def test_rows_of_a_cache_can_be_chosen_and_saved(family: str) -> None:
     model, ids = _model(family), torch.randint(0, 37, (3, 9))
     cache = model.cache(3)

@@ -39,6 +39,22 @@ def test_a_frozen_head_or_no_gradient_at_all_is_fine() -> None:
         torch.testing.assert_close(linear_cross_entropy(h, w, targets), exact)
 
 
+def test_without_gradients_none_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, w, targets = torch.randn(9, 5), torch.randn(11, 5, requires_grad=True), torch.randint(0, 11, (9,))
+    wanted: list[bool] = []
+    real = module._loss_of
+
+    def noted(logits: torch.Tensor, targets: torch.Tensor, *, wants_gradient: bool) -> torch.Tensor:
+        wanted.append(wants_gradient)
+        return real(logits, targets, wants_gradient=wants_gradient)
+
+    monkeypatch.setattr(module, "_loss_of", noted)
+    with torch.no_grad():
+        linear_cross_entropy(h, w, targets)
+    linear_cross_entropy(h, w, targets)
+    assert wanted == [False, True]
+
+
 def test_no_tensor_of_all_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_LOGITS", 64 * 500)
     largest = 0

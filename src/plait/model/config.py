@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from plait.config import ConfigError, from_dict, nearest, read_fields, to_dict
-from plait.model.layer import Cost, LayerSpec
+from plait.model.layer import Cost, LayerSpec, require
 from plait.model.layers import KINDS
 from plait.model.presets import PRESETS
 
@@ -42,9 +42,7 @@ class Frame:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "d_model", "max_context"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field}={getattr(self, field)}: must be at least 1")
+        require(self, at_least_one=("vocab_size", "d_model", "max_context"), positive=("norm_eps", "init_std"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

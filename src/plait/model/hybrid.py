@@ -27,12 +27,12 @@ from plait.precision.recipe import PrecisionRecipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """logits (B, L, V) or None when only the loss was asked for; loss () float32 mean nats per counted token.
+    """logits (B, L, V), or of the last positions only; loss () float32 mean nats per counted token, None unasked.
 
     hidden_states: the embedding, the stream after each layer, and the final norm's output: n_layers + 2 tensors.
     """
 
-    logits: Tensor | None
+    logits: Tensor
     loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -96,11 +96,12 @@ class Hybrid(nn.Module):
 
         Args:
             input_ids: (B, L) int64.
-            labels: (B, L) int64, not shifted: position t predicts labels[t + 1]; -100 is left out.
+            labels: (B, L) int64, not shifted: position t predicts labels[t + 1]; -100 is left out, and so is what
+                would be predicted from padding, of padding, or across the first token of a document.
             attention_mask: (B, L), 1 for a token and 0 for padding, which lies before or after the tokens of a row.
             starts: (B, L) bool, True at the first token of each packed document.
             cache: continue these sequences and remember the tokens.
-            n_logits: only for the last so many positions; None is all.
+            n_logits: only for the last so many positions, 0 for none; None is all.
             output_hidden_states: return the residual stream too.
 
         Returns: see Output.
@@ -113,9 +114,9 @@ class Hybrid(nn.Module):
         if labels is not None:
             if labels.shape != input_ids.shape:
                 raise ValueError(f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}")
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            targets = _next_tokens(labels, attention_mask, starts)
             loss = self.loss_sum(x, targets) / (targets != IGNORED).sum()
-        tail = x if n_logits is None else x[:, -n_logits:]
+        tail = x if n_logits is None else x[:, x.shape[1] - min(n_logits, x.shape[1]) :]
         logits = F.linear(tail, self.head_weight.to(tail.dtype))
         return Output(logits=logits, loss=loss, hidden_states=streams if output_hidden_states else None)
 
@@ -205,6 +206,21 @@ def _span(input_ids: Tensor, mask: Tensor | None, starts: Tensor | None, cache: 
         )
     positions = steps if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
     return Span(positions=positions, mask=mask, key_mask=mask)
+
+
+def _next_tokens(labels: Tensor, mask: Tensor | None, starts: Tensor | None) -> Tensor:
+    """(B, L) what each position must predict, -100 where nothing.
+
+    Raises: ValueError if nothing is left to predict, as the mean over no token is no number.
+    """
+    following = labels[:, 1:]
+    if starts is not None:
+        following = following.masked_fill(starts.bool()[:, 1:], IGNORED)
+    if mask is not None:
+        following = following.masked_fill(~(mask.bool()[:, 1:] & mask.bool()[:, :-1]), IGNORED)
+    if not bool((following != IGNORED).any()):
+        raise ValueError("labels leave no token to predict: each is -100, padding, or the first of its document")
+    return F.pad(following, (0, 1), value=IGNORED)
 
 
 def recipe_of(name: str | PrecisionRecipe) -> PrecisionRecipe:

@@ -22,6 +22,19 @@ class LayerSpec:
     symbol: ClassVar[str]
 
 
+def require(spec: object, *, at_least_one: tuple[str, ...] = (), positive: tuple[str, ...] = ()) -> None:
+    """Refuse sizes that no layer can have.
+
+    Raises: ValueError naming the field, its value and what is allowed.
+    """
+    for field in at_least_one:
+        if getattr(spec, field) < 1:
+            raise ValueError(f"{field}={getattr(spec, field)}: must be at least 1")
+    for field in positive:
+        if not getattr(spec, field) > 0:
+            raise ValueError(f"{field}={getattr(spec, field)}: must be more than 0")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """The tokens of one forward call, B sequences of L, as the mixers must see them.

@@ -28,7 +28,7 @@ def attention(
     Args:
         q: (B, L, H, P).
         k, v: (B, S, K, P), S >= L.
-        key_mask: (B, S) bool, False at keys that are padding; a row without any real key gives zeros.
+        key_mask: (B, S) bool, False at keys that are padding; what a padding query gives means nothing.
         documents: (B, S) int64 document index of every token; attention stays inside a document.
 
     Returns: (B, L, H, P) in q.dtype.

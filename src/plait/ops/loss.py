@@ -6,7 +6,7 @@ The head's product, its softmax and its gradients are formed for one slice of to
 in the forward pass, where the probabilities are at hand, and only scaled in the backward pass.
 
 Shapes   T tokens, D width, V vocabulary.
-Numbers  products in h.dtype, softmax and sums in float32; the weight's gradient is accumulated in float32.
+Numbers  products in h.dtype, softmax and sums in float32; the weight's gradient is summed over slices in float32.
 Source   Wijmans et al. 2024, arXiv:2411.09009 (cut cross-entropy), with slices of tokens instead of a kernel.
 """
 
@@ -45,14 +45,15 @@ def linear_cross_entropy(h: Tensor, w: Tensor, targets: Tensor, *, scale: float 
 @linear_cross_entropy.backend("sliced", when=lambda *args, **kwargs: True)
 def _sliced(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
     _check(targets, w.shape[0])
-    return _SlicedCrossEntropy.apply(h, w, targets) * scale
+    # inside the function, a parameter asks for its gradient even when nobody will want it
+    wants = torch.is_grad_enabled()
+    return _SlicedCrossEntropy.apply(h, w, targets, wants and h.requires_grad, wants and w.requires_grad) * scale
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, w: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, h: Tensor, w: Tensor, targets: Tensor, wants_dh: bool, wants_dw: bool) -> Tensor:
         w_low, V = w.to(h.dtype), w.shape[0]
-        wants_dh, wants_dw = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         dh = torch.empty_like(h) if wants_dh else None
         dw = torch.zeros(w.shape, dtype=_wide(h), device=w.device) if wants_dw else None
         total = torch.zeros((), dtype=_wide(h), device=h.device)
@@ -70,12 +71,12 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dh, dw = ctx.saved_tensors  # type: ignore[attr-defined]
         return (
             None if dh is None else (dh * grad).to(dh.dtype),
             None if dw is None else (dw * grad).to(ctx.dtype),  # type: ignore[attr-defined]
-            None,
+            *(None, None, None),
         )
 
 

@@ -39,6 +39,13 @@ class Rope:
     high: float = 4.0
     temperature: float | None = None
 
+    def __post_init__(self) -> None:
+        for field in ("base", "rotated", "stretch", "original_context"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"rope {field}={getattr(self, field)}: must be more than 0")
+        if self.scaling in ("llama3", "yarn") and not 0 < self.low < self.high:
+            raise ValueError(f"rope low={self.low}, high={self.high}: must be positive, the second the larger")
+
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> tuple[Tensor, float]:
     """Angular speed of each rotated pair, and the temperature of the rotation.

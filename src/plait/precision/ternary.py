@@ -7,14 +7,29 @@ Source   Ma et al. 2025, arXiv:2504.12285 section 2.
 """
 
 import torch
+from torch import Tensor
 
-from plait.ops.quant import quantize_int8, quantize_ternary
+from plait.ops.quant import quantize_ternary
 from plait.precision.format import LinearFormat, TensorFormat
 from plait.precision.recipe import PrecisionRecipe, Rule
-
-__all__ = ["TERNARY", "quantize_int8", "quantize_ternary"]
 
 BITLINEAR = LinearFormat(
     input=TensorFormat(element="int8", scale="row"), weight=TensorFormat(element="ternary", scale="tensor")
 )
 TERNARY = PrecisionRecipe(name="ternary", compute=torch.bfloat16, rules=(Rule(role="*", format=BITLINEAR),))
+
+
+def quantize(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight matrix to {-1, 0, 1} times its mean magnitude.
+
+    Args:
+        w: any shape, any float dtype.
+
+    Returns: codes int8 in w's shape, and descale () float32.
+    """
+    return quantize_ternary(w)
+
+
+def dequantize(codes: Tensor, descale: Tensor) -> Tensor:
+    """The float32 weights that codes and descale stand for, in codes' shape."""
+    return codes * descale

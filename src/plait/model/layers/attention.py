@@ -10,12 +10,13 @@ Source   NVIDIA 2025, arXiv:2504.03624 section 2; the published configs of the o
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill
+from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, require
 from plait.ops.attention import attention
 from plait.ops.rope import Rope, inverse_frequencies, rotate
 from plait.precision.recipe import PrecisionRecipe
@@ -36,12 +37,21 @@ class Attention(LayerSpec):
     sub_norm: bool = False
 
     def __post_init__(self) -> None:
+        require(self, at_least_one=("n_heads", "n_kv_heads", "head_dim"))
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads} of an attention layer"
             )
         if self.rope is not None:
             inverse_frequencies(self.rope, self.head_dim)
+
+
+@cache
+def _frequencies(rope: Rope, head_dim: int, device: torch.device) -> tuple[Tensor, float]:
+    # outside of inference mode, so that a training run may use what generation has put here
+    with torch.inference_mode(False):
+        frequencies, temperature = inverse_frequencies(rope, head_dim)
+        return frequencies.to(device), temperature
 
 
 class KVState:
@@ -102,8 +112,7 @@ class AttentionMixer(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if s.rope is not None:
-            frequencies, temperature = inverse_frequencies(s.rope, s.head_dim)
-            frequencies = frequencies.to(x.device)
+            frequencies, temperature = _frequencies(s.rope, s.head_dim, x.device)
             q = rotate(q, span.positions, frequencies, temperature=temperature)
             k = rotate(k, span.positions, frequencies, temperature=temperature)
         if state is not None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill
+from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, require
 from plait.ops.conv import causal_conv1d, causal_conv1d_step, conv_window
 from plait.ops.norm import gated_rmsnorm
 from plait.ops.ssd import NO_LIMIT, selective_state_update, ssd
@@ -44,6 +44,13 @@ class Mamba2(LayerSpec):
     dt_floor: float = 1e-4
 
     def __post_init__(self) -> None:
+        sizes = ("n_heads", "head_dim", "d_state", "n_groups", "conv_width", "chunk")
+        require(self, at_least_one=sizes, positive=("dt_min", "dt_max", "dt_floor"))
+        low, high = self.dt_limit
+        if not 0 <= low < high:
+            raise ValueError(f"dt_limit={self.dt_limit}: must be two numbers, 0 or more, the second the larger")
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min={self.dt_min} exceeds dt_max={self.dt_max}")
         if self.n_heads % self.n_groups:
             raise ValueError(f"n_groups={self.n_groups} does not divide n_heads={self.n_heads} of a Mamba-2 layer")
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, no_state
+from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, no_state, require
 from plait.ops.activation import gate, squared_relu
 from plait.precision.recipe import PrecisionRecipe
 
@@ -29,6 +29,7 @@ class MLP(LayerSpec):
     sub_norm: bool = False
 
     def __post_init__(self) -> None:
+        require(self, at_least_one=("d_ff",))
         if self.activation == "silu" and not self.gated:
             raise ValueError("activation='silu' of an MLP layer needs gated=true (SwiGLU); ungated layers use 'relu2'")
 

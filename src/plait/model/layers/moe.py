@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Span, fill, no_state
+from plait.model.layer import Cost, LayerKind, LayerSpec, Span, fill, no_state, require
 from plait.model.layers.mlp import MLP, MLPMixer
 from plait.ops.moe import experts, route
 from plait.precision.recipe import PrecisionRecipe
@@ -41,17 +41,23 @@ class MoE(LayerSpec):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_chosen > self.n_experts:
-            raise ValueError(f"n_chosen={self.n_chosen} exceeds n_experts={self.n_experts} of an expert layer")
+        require(self, at_least_one=("n_experts", "n_chosen", "d_ff", "n_groups", "n_top_groups"), positive=("scale",))
+        if self.d_shared < 0 or (self.d_latent is not None and self.d_latent < 1):
+            raise ValueError(
+                f"d_shared={self.d_shared}, d_latent={self.d_latent}: widths must be positive, or left out"
+            )
         if self.n_experts % self.n_groups or self.n_top_groups > self.n_groups:
             raise ValueError(
                 f"expert groups: n_groups={self.n_groups} must divide n_experts={self.n_experts} "
                 f"and n_top_groups={self.n_top_groups} must not exceed it"
             )
+        reachable = self.n_experts // self.n_groups * self.n_top_groups
+        if self.n_chosen > reachable:
+            raise ValueError(f"n_chosen={self.n_chosen} exceeds the {reachable} experts that a token may choose from")
 
 
 class Router(nn.Module):
-    """Scores of all experts; the correction is a buffer that training rules move, not gradients."""
+    """Scores of all experts; the correction is a buffer: it comes with a checkpoint, no gradient moves it."""
 
     correction: Tensor
 
