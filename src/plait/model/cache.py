@@ -80,15 +80,26 @@ class Cache:
                 if key not in tensors:
                     raise ValueError(f"cache: {key} is missing; it was saved by another model")
                 t = tensors[key]
-                # keys and values may be longer than ours; every other size must agree
-                if t.dim() != old.dim() or t.shape[1] != old.shape[1] or t.shape[3:] != old.shape[3:]:
-                    raise ValueError(f"cache: {key} has shape {tuple(t.shape)}, this model needs {tuple(old.shape)}")
+                # keys and values grow with the tokens; every other size must agree
+                needed = (*old.shape[:2], n_tokens, *old.shape[3:]) if name in ("k", "v") else tuple(old.shape)
+                _require(key, t, needed)
                 new[name] = t.to(old)
             state.replace(new)
-        self.lengths, self.mask, self.n_tokens = tensors["lengths"], tensors.get("mask"), n_tokens
+        if "lengths" not in tensors:
+            raise ValueError("cache: lengths is missing; it was not saved from a cache")
+        lengths, mask = tensors["lengths"], tensors.get("mask")
+        _require("lengths", lengths, (self.batch,))
+        if mask is not None:
+            _require("mask", mask, (self.batch, n_tokens))
+        self.lengths, self.mask, self.n_tokens = lengths, mask, n_tokens
 
     def n_bytes(self) -> int:
         """Bytes of all states; spare room for coming tokens is not counted."""
         return sum(
             t.numel() * t.element_size() for state in self.states if state is not None for t in state.tensors().values()
         )
+
+
+def _require(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(t.shape) != shape:
+        raise ValueError(f"cache: {name} has shape {tuple(t.shape)}, this model needs {shape}")

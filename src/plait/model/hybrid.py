@@ -100,7 +100,7 @@ class Hybrid(nn.Module):
                 would be predicted from padding, of padding, or across the first token of a document.
             attention_mask: (B, L), 1 for a token and 0 for padding, which lies before or after the tokens of a row.
             starts: (B, L) bool, True at the first token of each packed document.
-            cache: continue these sequences and remember the tokens.
+            cache: continue these sequences and remember the tokens; no gradient passes through the layers then.
             n_logits: only for the last so many positions, 0 for none; None is all.
             output_hidden_states: return the residual stream too.
 
@@ -145,10 +145,12 @@ class Hybrid(nn.Module):
         x = F.embedding(input_ids, self.embed.weight).to(stream)
         streams = [x]
         states = [None] * len(self.blocks) if cache is None else cache.states
-        for block, state in zip(self.blocks, states, strict=True):
-            x = block(x, span, state)
-            if keeps_all:
-                streams.append(x)
+        # what a cache remembers is overwritten by the next call: no gradient could pass through it
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            for block, state in zip(self.blocks, states, strict=True):
+                x = block(x, span, state)
+                if keeps_all:
+                    streams.append(x)
         x = self.norm(x).to(self.recipe.compute)
         return x, (*streams, x)
 
