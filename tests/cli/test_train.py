@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from tests.train.holder import held_elsewhere
 from tests.train.tiny import write_documents
 
 from plait.cli.launch import launch
@@ -133,6 +135,7 @@ def test_sigterm_saves_and_ends_with_130(place: Path, monkeypatch: pytest.Monkey
         (["data.accumulate=3"], ["accumulate=3", "batch_size=4"]),
         (["data.sources.words.weight=-1"], ["-1"]),
         (["data.max_epochs.words=0.01"], ["words", "max_epochs"]),
+        (["seed=-1"], ["seed=-1", "at least 0"]),
         (["precision=fp7"], ["fp7"]),
         (["device=quantum"], ["quantum"]),
         (["run.schedule.warmup_steps=9"], ["warmup_steps=9", "6 steps"]),
@@ -195,11 +198,66 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     (place / "file").write_text("")
     assert launch(["train", "recipe.toml", "--out", "file/run"]) == 2
     assert "is a file" in capsys.readouterr().err
-    # the rights of a folder mean nothing to root, who may be running this
-    monkeypatch.setattr("plait.cli.train.os.access", lambda path, mode: False)
-    assert launch(["train", "recipe.toml", "--out", "sealed/run"]) == 2
-    assert "no permission" in capsys.readouterr().err
-    assert not (place / "sealed").exists()
+    # a place that refuses new folders, to root too, whatever its rights say
+    if Path("/proc/self").exists():
+        monkeypatch.setattr("plait.cli.train._model", None)
+        assert launch(["train", "recipe.toml", "--out", "/proc/foo/x"]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "out=/proc/foo/x cannot be written" in said and "\n" not in said
+
+
+def test_two_processes_do_not_train_in_one_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held_elsewhere(place / "run"):
+        assert launch(["train", "recipe.toml", "--out", "run"]) == 2
+        assert "another process trains in run" in capsys.readouterr().err
+        assert [path.name for path in (place / "run").iterdir()] == [".lock"]
+    assert launch(["train", "recipe.toml", "--out", "run"]) == 0
+
+
+def test_a_run_that_failed_before_it_saved_anything_holds_no_place(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("plait.train.loop.update", fail)
+    assert launch(["train", "recipe.toml", "--out", "run"]) == 1
+    assert (place / "run" / "recipe.json").is_file()
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert launch(["train", "recipe.toml", "model.mlp.d_ff=32", "--out", "run"]) == 0
+    assert json.loads((place / "run" / "recipe.json").read_text())["model"]["mlp"]["d_ff"] == 32
+    assert len((place / "run" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_result_without_its_checkpoints_still_belongs_to_its_recipe(place: Path) -> None:
+    assert launch(["train", "recipe.toml", "--out", "run"]) == 0
+    shutil.rmtree(place / "run" / "checkpoints")
+    assert launch(["train", "recipe.toml", "model.mlp.d_ff=32", "--out", "run"]) == 2
+
+
+def test_what_a_kill_left_of_the_result_is_swept_or_put_back(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(["train", "recipe.toml", "--out", "run"]) == 0
+    run = place / "run"
+    (run / "final").rename(run / ".final.aa.old")
+    (run / ".final.bb.new").mkdir()
+    (run / ".final.bb.new" / "model.safetensors").write_bytes(b"half")
+    # another recipe is refused all the same, and the old result stays
+    assert launch(["train", "recipe.toml", "seed=1", "--out", "run"]) == 2
+    assert load_model(run / "final", device="cpu").config.vocab_size == 64
+    assert not list(run.glob(".final.*"))
+
+
+def test_a_damaged_checkpoint_is_no_place_to_start(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(["train", "recipe.toml", "--out", "run"]) == 0
+    weights = place / "run" / "final" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    (place / "next.toml").write_text("[model]\ncheckpoint = 'run/final'\n" + RECIPE[RECIPE.index("[data]") :])
+    assert launch(["train", "next.toml", "precision=fp32", "--out", "next"]) == 2
+    assert "model.safetensors was changed or damaged" in capsys.readouterr().err
+    assert not (place / "next").exists()
 
 
 @pytest.mark.parametrize("name", ["tiny-hybrid", "hybrid-45m"])

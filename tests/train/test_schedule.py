@@ -43,6 +43,10 @@ def test_lengths_left_out_are_one_and_fifteen_per_cent_of_the_run() -> None:
     assert Schedule().lengths(1000) == (10, 150)
 
 
+def test_a_decay_left_out_is_1_sqrt() -> None:
+    assert [wsd().lr(step, S) for step in range(S)] == [wsd(decay="1-sqrt").lr(step, S) for step in range(S)]
+
+
 def test_without_warm_up_and_decay_the_rate_is_constant() -> None:
     schedule = wsd(warmup_steps=0, decay_steps=0)
     assert {schedule.lr(step, 7) for step in range(7)} == {PEAK}
@@ -61,6 +65,9 @@ def test_a_run_of_one_step_has_a_rate() -> None:
         ({"final_ratio": 1.5}, "final_ratio=1.5"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"kind": "cosine", "decay_steps": 3}, "decay_steps"),
+        ({"kind": "cosine", "decay": "linear"}, "decay"),
+        ({"kind": "cosine", "decay": "cosine"}, "decay"),
+        ({"kind": "cosine", "decay": "1-sqrt"}, "decay"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict[str, object], words: str) -> None:

@@ -16,6 +16,7 @@ from plait.config import ConfigError, from_dict, read_fields
 from plait.data.blend import Blend, Phase
 from plait.data.shards import Dataset
 from plait.formats.checkpoint import Checkpoint
+from plait.formats.native import MANIFEST
 from plait.model.config import ModelConfig
 from plait.train.loop import TrainConfig
 
@@ -55,10 +56,12 @@ class ModelTable:
     def config(self, vocab_size: int) -> ModelConfig:
         """The sizes; `vocab_size` is that of the data, for tables that leave it open.
 
-        Raises: CheckpointError if the checkpoint cannot be read.
+        Raises: CheckpointError if the checkpoint cannot be read or its checksums do not fit.
         """
         if self.checkpoint is not None:
-            return Checkpoint.open(self.checkpoint).config
+            # other formats record no checksums
+            is_native = (self.checkpoint / MANIFEST).is_file()
+            return Checkpoint.open(self.checkpoint, verify=is_native).config
         open_size = {} if {"preset", "vocab_size"} & set(self.settings) else {"vocab_size": vocab_size}
         return ModelConfig.from_dict({**open_size, **self.settings})
 
@@ -136,6 +139,10 @@ class TrainRecipe:
     precision: str = "bf16"
     device: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be at least 0 and below 2^63; any such number will do")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "TrainRecipe":

@@ -8,7 +8,6 @@ OUT/report.jsonl     what was measured
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,12 +19,14 @@ from plait.cli.recipe import TrainRecipe, vocab_size
 from plait.config import ConfigError, load, to_dict
 from plait.data.loader import Loader
 from plait.data.shards import Dataset
+from plait.formats.checkpoint import Checkpoint, CheckpointError
 from plait.formats.checkpoint import load as load_model
 from plait.formats.checkpoint import save as save_model
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build, recipe_of
 from plait.report import Report, provenance
-from plait.train.checkpoints import flatten
+from plait.train.checkpoints import Checkpoints, flatten, sweep
+from plait.train.lock import alone
 from plait.train.loop import Outcome, train
 from plait.train.pretrain import NextToken
 from plait.train.progress import progress
@@ -61,25 +62,28 @@ def run(inputs: Inputs) -> Report:
     recipe.check_tokens(config, datasets)
     tokenizer = recipe.tokenizer()
     objective = _objective(recipe, datasets)
-    _check_out(out, recipe)
-    model = _model(recipe, config, device)
-    log.info("%s: %s parameters, %s", out, f"{config.cost().params:,}", config.pattern)
-    outcome = train(
-        model,
-        objective,
-        recipe.run,
-        out,
-        resume=inputs.resume,
-        start={"seed": recipe.seed}
-        if recipe.model.checkpoint is None
-        else {"checkpoint": str(recipe.model.checkpoint)},
-        settings=to_dict(recipe),
-        tokenizer=tokenizer,
-        observers=[progress(recipe.run.steps)],
-    )
-    save_model(model, out / "final", format="native", overwrite=True, tokenizer=tokenizer)
-    report = _report(out, outcome, recipe)
-    report.save_jsonl(out / "report.jsonl")
+    with alone(out):
+        sweep(out, "final", _is_whole)
+        Checkpoints(out / "checkpoints", recipe.run.keep).sweep()
+        _check_out(out, recipe)
+        model = _model(recipe, config, device)
+        log.info("%s: %s parameters, %s", out, f"{config.cost().params:,}", config.pattern)
+        outcome = train(
+            model,
+            objective,
+            recipe.run,
+            out,
+            resume=inputs.resume,
+            start={"seed": recipe.seed}
+            if recipe.model.checkpoint is None
+            else {"checkpoint": str(recipe.model.checkpoint)},
+            settings=to_dict(recipe),
+            tokenizer=tokenizer,
+            observers=[progress(recipe.run.steps)],
+        )
+        save_model(model, out / "final", format="native", overwrite=True, tokenizer=tokenizer)
+        report = _report(out, outcome, recipe)
+        report.save_jsonl(out / "report.jsonl")
     return report
 
 
@@ -141,13 +145,10 @@ def _device(name: str) -> torch.device:
 
 
 def _check_out(out: Path, recipe: TrainRecipe) -> None:
-    """Refuse a folder that cannot be written, or that belongs to a run with other settings."""
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"out={out}: {nearest} is a file; choose another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"out={out}: no permission to write in {nearest}; choose another folder with --out")
-    if not (out / "recipe.json").is_file():
+    """Refuse a folder that holds what a run with other settings has made."""
+    has_result = (out / "final").exists() or any((out / "checkpoints").glob("step-*"))
+    if not has_result or not (out / "recipe.json").is_file():
+        # a run that failed before it saved anything holds no place
         return
     before, now = flatten(to_dict(load(TrainRecipe, out / "recipe.json"))), flatten(to_dict(recipe))
     for name in sorted({*before, *now}):
@@ -156,6 +157,14 @@ def _check_out(out: Path, recipe: TrainRecipe) -> None:
                 f"out={out} holds a run of another recipe: {name} was {before.get(name)!r} and is {now.get(name)!r}; "
                 "choose another folder with --out, or put the setting back"
             )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        Checkpoint.open(folder, verify=True)
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def _report(out: Path, outcome: Outcome, recipe: TrainRecipe) -> Report:

@@ -69,6 +69,15 @@ def facts(folder: Path) -> dict[str, object] | None:
     return None
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is a state whose every checksum fits; reads all of it."""
+    try:
+        read(folder)
+    except ValueError:
+        return False
+    return True
+
+
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """State of torch's generators: the CPU's, and the device's where it has one."""
     state = {"cpu": torch.get_rng_state()}

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,16 +116,14 @@ class Checkpoints:
             state.write(aside, {"optimizer": moments, "random": state.random_state(model.device)}, facts)
         for old, _ in list(self.found())[self.keep :]:
             # a kill in the middle leaves nothing that looks like a checkpoint
-            doomed = old.with_name(f".{old.name}.{os.getpid()}.old")
+            doomed = old.with_name(f".{old.name}.{os.getpid()}.gone")
             os.rename(old, doomed)
             shutil.rmtree(doomed)
         return path
 
     def sweep(self) -> None:
-        """Delete what killed processes left half-written or half-deleted."""
-        for pattern in (".step-*.new", ".step-*.old"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+        """Put right what killed processes left; only while no other process writes here."""
+        sweep(self.folder, "step-*", state.is_whole)
 
     def resume(
         self, model: Hybrid, optimizers: Optimizers, identity: Identity
@@ -159,6 +157,23 @@ class Checkpoints:
             assert isinstance(extra, dict)
             return Progress(**saved), extra
         return None
+
+
+def sweep(folder: Path, name: str, is_whole: Callable[[Path], bool]) -> None:
+    """Put right what killed processes left of the folders called `name` in another one.
+
+    A whole folder that lacks only its name gets it, the replacement before the replaced; all others are deleted.
+
+    Args: name: a pattern. is_whole: reads a folder and tells whether nothing is missing or damaged.
+    """
+    for end in ("new", "old", "gone"):
+        for path in sorted(folder.glob(f".{name}.*.{end}")):
+            target = folder / path.name[1:].partition(".")[0]
+            if end != "gone" and not target.exists() and is_whole(path):
+                os.rename(path, target)
+                log.info("%s was left by a killed process and is put back", target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def flatten(data: object, where: str = "") -> dict[str, object]:

@@ -19,6 +19,7 @@ from plait.dist import parallel
 from plait.model.hybrid import Hybrid
 from plait.train.checkpoints import Checkpoints, Identity, Progress, flatten
 from plait.train.interrupt import Interrupts
+from plait.train.lock import alone
 from plait.train.metrics import JsonLines, Observer, StepFacts, TensorBoard, peak_flops_per_s, step_flops, write_whole
 from plait.train.objective import Objective, Size, mean_loss
 from plait.train.optim import Optim, Optimizers
@@ -115,14 +116,17 @@ def train(
         on_step: called with the facts of every step, skipped ones included.
         observers: told the same, and when the run ends.
 
-    Raises: ValueError for settings that do not fit or a checkpoint of another run; DivergedError; OSError naming the
-        file if something cannot be written; KeyboardInterrupt after Ctrl-C or SIGTERM, when the state is saved.
+    Raises: ValueError for settings that do not fit, a checkpoint of another run, or a folder in which another process
+        trains; DivergedError; OSError naming the file if something cannot be written; KeyboardInterrupt after Ctrl-C
+        or SIGTERM, when the state is saved.
     """
     if config.recompute:
         parallel.recompute(model)
-    run = _Run(model, objective, config, out, start or {}, tokenizer)
-    run.resume(resume)
     with ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(alone(out))
+        run = _Run(model, objective, config, out, start or {}, tokenizer)
+        run.resume(resume)
         for observer in [*run.writers(settings), *observers]:
             stack.callback(observer.close)
             run.observers.append(observer.step)
@@ -181,6 +185,7 @@ class _Run(Generic[B]):
         """Continue from the newest checkpoint, if there is one and it may be used."""
         if self.checkpoints is None:
             return
+        self.checkpoints.sweep()
         if how == "never":
             if (found := self.checkpoints.latest()) is not None:
                 raise ValueError(f'resume="never", but {found} exists; choose another folder, or resume="auto"')
@@ -188,13 +193,11 @@ class _Run(Generic[B]):
             self.progress, extra = found
             self.objective.load_state(extra)
             self.last_saved = self.checkpoints.latest()
-        self.checkpoints.sweep()
 
     def writers(self, settings: Mapping[str, object] | None) -> list[Observer]:
         """Files that every run with a folder writes."""
         if self.out is None:
             return []
-        self.out.mkdir(parents=True, exist_ok=True)
         if settings is not None:
             write_whole(self.out / "recipe.json", json.dumps(settings, indent=1) + "\n")
         writers: list[Observer] = [

@@ -22,14 +22,14 @@ class Schedule:
 
     peak: the largest rate. kind: "wsd" stays at the peak until the decay, "cosine" decays right after the warm-up.
     warmup_steps: updates until the peak; None is 1 % of the run. decay_steps: updates of the decay of "wsd"; None is
-    15 % of the run. decay: its shape. final_ratio: the last rate over the peak.
+    15 % of the run. decay: its shape; None is 1-sqrt. final_ratio: the last rate over the peak.
     """
 
     peak: float = 1e-3
     kind: Literal["wsd", "cosine"] = "wsd"
     warmup_steps: int | None = None
     decay_steps: int | None = None
-    decay: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt"
+    decay: Literal["linear", "cosine", "1-sqrt"] | None = None
     final_ratio: float = 0.01
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Schedule:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name}={value}: a number of steps cannot be negative; use 0 for none")
-        if self.kind == "cosine" and (self.decay_steps is not None or self.decay == "linear"):
+        if self.kind == "cosine" and (self.decay_steps is not None or self.decay is not None):
             raise ValueError("decay_steps and decay describe kind='wsd'; leave them out with kind='cosine'")
 
     def lengths(self, steps: int) -> tuple[int, int]:
@@ -75,7 +75,7 @@ class Schedule:
         if step < begin or not decay:
             return self.peak
         t = min((step + 1 - begin) / decay, 1.0)
-        shape = "cosine" if self.kind == "cosine" else self.decay
+        shape = "cosine" if self.kind == "cosine" else self.decay or "1-sqrt"
         left = {"linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2, "1-sqrt": 1 - math.sqrt(t)}[shape]
         low = self.peak * self.final_ratio
         return low + (self.peak - low) * left
