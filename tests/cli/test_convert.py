@@ -1,6 +1,8 @@
 """`plait convert`: bit by bit between formats, a dtype when asked, one clear line when it cannot be."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,31 @@ def test_bad_input_is_one_line_and_status_2(
 def test_force_replaces_a_checkpoint(source: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert launch(["convert", str(source), str(tmp_path / "x"), "--to", "native", "--force"]) == 0
+
+
+def test_damage_is_noticed_unless_told_not_to_look(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    native = tmp_path / "native"
+    assert launch(["convert", str(source), str(native), "--to", "native"]) == 0
+    raw = bytearray((native / "model.safetensors").read_bytes())
+    raw[-3] ^= 1
+    (native / "model.safetensors").write_bytes(raw)
+    words = ["convert", str(native), str(tmp_path / "x"), "--to", "hf"]
+    assert launch(words) == 2
+    assert f"{native}/model.safetensors was changed or damaged" in capsys.readouterr().err
+    assert launch([*words, "--no-verify"]) == 0
+
+
+def test_a_full_disk_names_the_file(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # a limit on the size of files stands for a full disk: the write fails, the opening does not
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        status = launch(["convert", str(source), str(tmp_path / "x"), "--to", "native"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert status == 1
+    assert f"{tmp_path}/x/model.safetensors would be larger" in capsys.readouterr().err

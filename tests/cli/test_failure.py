@@ -16,6 +16,7 @@ from plait.config import ConfigError
         (errno.EROFS, 2, "out/a is on a read-only disk; choose another place"),
         (errno.EACCES, 2, "no permission for out/a; change its rights or choose another place"),
         (errno.EISDIR, 2, "out/a: is a directory; choose another place"),
+        (errno.EFBIG, 1, "out/a would be larger than a file may be here; raise `ulimit -f`, or choose another disk"),
         (errno.EIO, 1, "out/a: input/output error"),
     ],
 )
@@ -47,6 +48,14 @@ def test_a_misspelt_path_names_the_nearest(tmp_path: Path) -> None:
         (ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard"), 1, "pip install tensorboard"),
         (ModuleNotFoundError("No module named 'plait.x'", name="plait.x"), 1, "plait.x is not part of this build"),
         (MemoryError(), 1, "out of memory: an allocation failed; take a smaller batch"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            1,
+            "out of memory: 8.0 GiB more were asked for; take a smaller model, batch or context",
+        ),
         (KeyError("x"), 1, "KeyError: 'x'"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
     ],
@@ -55,3 +64,7 @@ def test_other_failures_say_what_to_do(error: Exception, status: int, message: s
     found, words = verdict(error)
     assert found == status
     assert message in words and (message or not words)
+
+
+def test_weights_that_are_not_numbers_are_told_in_one_sentence() -> None:
+    assert verdict(FloatingPointError("the logits are not numbers")) == (1, "the logits are not numbers")

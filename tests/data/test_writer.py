@@ -1,3 +1,6 @@
+import resource
+import signal
+
 import numpy as np
 import pytest
 
@@ -64,3 +67,21 @@ def test_an_existing_folder_is_not_touched(tmp_path):
 def test_impossible_numbers_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be at least 1|outside the vocabulary"):
         ShardWriter(tmp_path / "set", **wrong)
+
+
+@pytest.mark.parametrize(("limit", "file"), [(300, "tokens-00000.bin"), (20, "documents-00000.bin")])
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, limit, file):
+    # a limit on the size of files stands for a full disk: the write fails, the opening does not
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    n = 100_000 if file.startswith("tokens") else 1
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        with pytest.raises(OSError) as caught, ShardWriter(tmp_path / "set", 10) as writer:
+            for _ in range(5):
+                writer.add([1] * n)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename.endswith(file)
+    assert not list(tmp_path.iterdir())

@@ -164,12 +164,11 @@ def test_a_failed_save_leaves_the_old_file(
     before = (tmp_path / "talk").read_bytes()
     session.messages.append({"role": "user", "content": "more"})
 
-    def full(path: Path, other: object) -> int:
-        path.touch()
-        raise OSError(28, "No space left on device", str(path))
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
     if where == "write":
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr("os.fsync", full)
     else:
         monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
@@ -183,3 +182,44 @@ def test_settings_of_the_answer_do_not_touch_the_session(tiny: Tiny) -> None:
     session, ids = spoken(model, replace(GREEDY, max_tokens=1))
     # one token was drawn and none fed: the cache has seen the prompt only
     assert session.ids == ids[:-1] and len(session.ids) == 40
+
+
+def test_a_flipped_bit_anywhere_is_refused_by_name(tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny("M*")
+    session, _ = spoken(model)
+    path = tmp_path / "talk"
+    session.save(path, model)
+    whole = path.read_bytes()
+    header = range(0, 8 + int.from_bytes(whole[:8], "little"), 23)
+    for at in (*header, *range(header.stop, len(whole), 997), len(whole) - 1):
+        broken = bytearray(whole)
+        broken[at] ^= 4
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=str(path)):
+            Session.load(path, model)
+
+
+@pytest.mark.parametrize("end", ["ssm", "conv", "k", "lengths"])
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_cache_of_other_sizes_is_refused_by_name(tiny: Tiny, end: str, axis: int) -> None:
+    model = tiny("M*")
+    session, _ = spoken(model)
+    assert session.cache is not None
+    tensors = session.cache.tensors()
+    name = next(name for name in tensors if name.endswith(end))
+    axis = min(axis, tensors[name].dim() - 1)
+    tensors[name] = torch.cat([tensors[name]] * 2, axis)
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        model.cache(1).replace(tensors, session.cache.n_tokens)
+
+
+def test_a_failed_write_names_the_file(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = tiny()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        Session().save(tmp_path / "talk", model)
+    assert caught.value.filename == str(tmp_path / "talk")
+    assert not list(tmp_path.iterdir())

@@ -89,3 +89,17 @@ def test_provenance_names_the_parent(folder: Path, tmp_path: Path) -> None:
     parent = provenance["parent"]
     assert isinstance(parent, dict) and parent["name"] == "native"
     assert len(parent["files"]["model.safetensors"]["sha256"]) == 64
+
+
+def test_damage_is_found_by_whatever_reads_the_tensors(folder: Path, tmp_path: Path) -> None:
+    path = folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="model.safetensors was changed or damaged.*; copy it again"):
+        load(folder, device="cpu")
+    with pytest.raises(CheckpointError, match="model.safetensors was changed or damaged"):
+        Checkpoint.open(folder).save(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    load(folder, device="cpu", verify=False)
+    Checkpoint.open(folder).save(tmp_path / "x", verify=False)

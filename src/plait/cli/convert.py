@@ -32,16 +32,21 @@ class Inputs:
         default=None, help="store in this; otherwise bit by bit as it is"
     )
     force: bool = arg(default=False, help="replace a checkpoint that is in the target folder already")
-    verify: bool = arg(default=False, help="first hold every byte of the source against its recorded checksums")
+    verify: bool | None = arg(
+        default=None,
+        help="first hold every byte of the source against its checksums; default: where its format records them",
+    )
 
 
 def run(inputs: Inputs) -> Report:
     """Convert; what cannot be expressed is refused before the first byte is written."""
     start = time.perf_counter()
-    checkpoint = Checkpoint.open(inputs.source, verify=inputs.verify)
+    checkpoint = Checkpoint.open(inputs.source)
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     with _progress(n_bytes) as show:
-        checkpoint.save(inputs.target, inputs.to, inputs.dtype, overwrite=inputs.force, progress=show)
+        checkpoint.save(
+            inputs.target, inputs.to, inputs.dtype, overwrite=inputs.force, progress=show, verify=inputs.verify
+        )
     seconds = time.perf_counter() - start
     report = Report(f"{inputs.source} ({checkpoint.provenance['format']}) to {inputs.target} ({inputs.to})")
     files = sorted(inputs.target.glob("*.safetensors"))

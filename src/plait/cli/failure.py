@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def verdict(error: BaseException) -> tuple[int, str]:
     # torch has its own class for a full GPU
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return FAILED, f"out of memory: {words or 'an allocation failed'}; take a smaller batch, context or model"
+    # on the CPU it has none, only words
+    if isinstance(error, RuntimeError) and ("can't allocate memory" in words or "alloc_cpu" in words):
+        size = re.search(r"allocate (\d+) bytes", words)
+        more = f"{int(size[1]) / 2**30:,.1f} GiB more were asked for" if size else "an allocation failed"
+        return FAILED, f"out of memory: {more}; take a smaller model, batch or context, or a dtype of fewer bytes"
+    if isinstance(error, FloatingPointError) and words:
+        return FAILED, words
     return FAILED, f"{type(error).__name__}: {words} (PLAIT_TRACEBACK=1 shows where)"
 
 
@@ -52,6 +60,8 @@ def _of_files(error: OSError) -> tuple[int, str]:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return FAILED, f"no space left for {path}; free some, or choose a place on another disk"
+        case errno.EFBIG:
+            return FAILED, f"{path} would be larger than a file may be here; raise `ulimit -f`, or choose another disk"
         case errno.EROFS:
             return BAD_INPUT, f"{path} is on a read-only disk; choose another place"
         case errno.EACCES | errno.EPERM:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,17 @@ class _Source:
     documents: int = 0
     tokens: int = 0
     licences: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    # a write to a full disk raises an error that names no file
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class ShardWriter:
@@ -76,10 +88,12 @@ class ShardWriter:
             raise ValueError(f"token id {worst} is outside the vocabulary of {self._vocab_size}")
         if self._eos_id is not None and tokens[-1] != self._eos_id:
             tokens = np.append(tokens, self._eos_id)
+        path = self._aside / tokens_file(len(self._shards))
         if self._tokens is None:
-            self._tokens = (self._aside / tokens_file(len(self._shards))).open("wb")
+            self._tokens = path.open("wb")
         data = tokens.astype(self._dtype).tobytes()
-        self._tokens.write(data)
+        with _naming(path):
+            self._tokens.write(data)
         self._sha.update(data)
         self._offsets.append(self._offsets[-1] + tokens.size)
         self.n_documents += 1
@@ -111,13 +125,17 @@ class ShardWriter:
             "sources": sources,
             "shards": self._shards,
         }
-        (self._aside / "dataset.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        path = self._aside / "dataset.json"
+        with _naming(path):
+            path.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         self._aside.rename(self.folder)
 
     def drop(self) -> None:
         """Remove what was written so far."""
         if self._tokens is not None:
-            self._tokens.close()
+            # where its last bytes do not fit, they are not wanted any more
+            with suppress(OSError):
+                self._tokens.close()
         shutil.rmtree(self._aside, ignore_errors=True)
 
     def __enter__(self) -> "ShardWriter":
@@ -134,10 +152,13 @@ class ShardWriter:
     def _end_shard(self) -> None:
         if self._tokens is None:
             return
-        self._tokens.close()
         index = len(self._shards)
+        with _naming(self._aside / tokens_file(index)):
+            self._tokens.close()
         offsets = np.array(self._offsets, dtype=OFFSET).tobytes()
-        (self._aside / documents_file(index)).write_bytes(offsets)
+        path = self._aside / documents_file(index)
+        with _naming(path):
+            path.write_bytes(offsets)
         self._shards.append(
             {
                 "documents": len(self._offsets) - 1,

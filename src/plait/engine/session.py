@@ -15,12 +15,13 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from plait.formats.folder import naming
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 from plait.text.chat import encode_chat
 from plait.text.tokenizer import Tokenizer
 
-KIND = "plait-session-1"
+KIND = "plait-session-2"
 Message = dict[str, str]
 
 
@@ -102,10 +103,14 @@ class Session:
             "messages": json.dumps(self.messages, ensure_ascii=False),
             "n_tokens": str(0 if self.cache is None else self.cache.n_tokens),
         }
+        facts["sha256"] = _digest(facts, tensors)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            aside.write_bytes(safetensors.torch.save(tensors, facts))
+            with naming(path), aside.open("wb") as file:
+                file.write(safetensors.torch.save(tensors, facts))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
@@ -128,6 +133,11 @@ class Session:
             raise ValueError(f"{path} is not a session, or is cut off: {error}") from None
         if facts.get("kind") != KIND:
             raise ValueError(f"{path} is not a session of plait (kind {facts.get('kind')!r}, expected {KIND!r})")
+        if facts.get("sha256") != _digest(facts, tensors):
+            raise ValueError(
+                f"{path} was changed or damaged after it was saved (its SHA-256 differs); "
+                "take a copy of it, or start a new session"
+            )
         _check(path, facts, _facts(model))
         try:
             session = cls(json.loads(facts["messages"]))
@@ -142,6 +152,15 @@ class Session:
 
 def _state_tensors(cache: Cache) -> dict[str, torch.Tensor]:
     return {name: t for name, t in cache.tensors().items() if name.startswith("layers.")}
+
+
+def _digest(facts: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of everything in the file but itself: a flipped bit of a state is a valid number."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in facts.items() if k != "sha256"}, sort_keys=True).encode())
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _facts(model: Hybrid) -> dict[str, str]:

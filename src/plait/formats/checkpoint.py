@@ -2,6 +2,8 @@
 
     checkpoint = Checkpoint.open("folder");  model = checkpoint.model();  checkpoint.save("other", "native")
 
+Damage   `open` reads headers only; `model` and `save` first hold every byte against the checksums that the format
+         records, if it does, because a flipped bit is a valid number.
 Numbers  parameters keep the dtype in which they are stored, unless one is asked for; A_log, D, dt_bias and the router's
          correction are always float32 in memory. float16 is read, but computed in bfloat16: squared ReLU exceeds
          float16's largest number.
@@ -43,17 +45,31 @@ class Checkpoint(Contents):
 
         Args:
             path: the folder.
-            verify: also read every byte and hold it against the checksums that the format records.
+            verify: also read every byte and hold it against the checksums, as `check` does.
 
         Raises: CheckpointError naming file, tensor or field of whatever is wrong.
         """
         folder = Path(path)
         found = format_of(folder)
-        if verify:
-            found.verify(folder)
         contents = found.read(folder)
         values = {f.name: getattr(contents, f.name) for f in fields(Contents)}
-        return Checkpoint(folder=folder, **values)
+        checkpoint = Checkpoint(folder=folder, **values)
+        if verify:
+            checkpoint.check(required=True)
+        return checkpoint
+
+    def check(self, *, required: bool = False) -> None:
+        """Read every byte and hold it against the checksums that the format records.
+
+        Raises: CheckpointError naming the file that differs; or, if `required`, that there are no checksums.
+        """
+        verify = format_of(self.folder).verify
+        if verify is not None:
+            verify(self.folder)
+        elif required:
+            raise CheckpointError(
+                f"{self.folder}: Hugging Face folders record no checksums; convert to native, which does"
+            )
 
     @property
     def recipe(self) -> str:
@@ -73,6 +89,7 @@ class Checkpoint(Contents):
         recipe: str | PrecisionRecipe | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        verify: bool | None = None,
     ) -> Hybrid:
         """Build the model and read its tensors straight into its parameters.
 
@@ -80,12 +97,16 @@ class Checkpoint(Contents):
             recipe: what products are computed in; None takes what the model needs, over `dtype`.
             device: where; "auto" is the GPU if there is one, else the CPU.
             dtype: of the parameters, and of the products where no recipe is given; "auto" is as stored.
+            verify: first check every byte; None where the format records checksums, True insists on them.
 
-        Raises: ValueError for a dtype or device that cannot be used; ConfigError for an unknown recipe.
+        Raises: ValueError for a dtype or device that cannot be used; ConfigError for an unknown recipe;
+            CheckpointError naming the file that was damaged.
         """
         where, wanted = _device(device), _dtype(dtype)
         with torch.device("meta"):
             model = Hybrid(self.config, self._recipe(recipe, wanted))
+        if verify is not False:
+            self.check(required=verify is True)
         for name, tensor in self.tensors.items():
             stored = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
             kept = name.endswith(_ALWAYS_FLOAT32) and wanted != torch.float64
@@ -104,8 +125,12 @@ class Checkpoint(Contents):
         overwrite: bool = False,
         max_shard_bytes: int = MAX_SHARD_BYTES,
         progress: Progress | None = None,
+        verify: bool | None = None,
     ) -> Path:
-        """Write it in any format, one block at a time; arguments and errors are those of `save`."""
+        """Write it in any format, one block at a time; arguments and errors are those of `save` and, for `verify`,
+        of `model`."""
+        if verify is not False:
+            self.check(required=verify is True)
         provenance = {"parent": {"name": self.folder.resolve().name, **self.provenance}}
         return _save(replace(self, provenance=provenance), path, format, dtype, overwrite, max_shard_bytes, progress)
 
@@ -124,12 +149,13 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     recipe: str | PrecisionRecipe | None = None,
+    verify: bool | None = None,
 ) -> Hybrid:
-    """Read a model from a checkpoint folder of any format; arguments and errors are those of `Checkpoint`.
+    """Read a model from a checkpoint folder of any format; arguments and errors are those of `Checkpoint.model`.
 
     `load(path, dtype="float32", recipe="bf16")` gives float32 masters computed in bfloat16, as training wants them.
     """
-    return Checkpoint.open(path).model(recipe=recipe, device=device, dtype=dtype)
+    return Checkpoint.open(path).model(recipe=recipe, device=device, dtype=dtype, verify=verify)
 
 
 def save(

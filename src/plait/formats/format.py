@@ -29,7 +29,8 @@ class Format:
     name: how users ask for it. detect: whether a folder is one. read: its contents, tensors lazily.
     plan: (contents) to the tensors by the names that this format gives them; CheckpointError if it cannot express them.
     write: (contents, planned tensors, new folder, largest shard in bytes, progress) fills the folder.
-    verify: reads every byte and holds it against recorded checksums; CheckpointError if it has none or they differ.
+    verify: reads every byte and holds it against recorded checksums, CheckpointError if they differ; None for a
+    format that records none.
     """
 
     name: str
@@ -37,4 +38,4 @@ class Format:
     read: Callable[[Path], Contents]
     plan: Callable[[Contents], Mapping[str, LazyTensor]]
     write: Callable[[Contents, Mapping[str, LazyTensor], Path, int, Progress | None], None]
-    verify: Callable[[Path], None]
+    verify: Callable[[Path], None] | None

@@ -99,7 +99,11 @@ def _verify(folder: Path) -> None:
     _, files, _ = read_manifest(folder)
     for name, written in files.items():
         if sha256_of(folder / name) != written.sha256:
-            raise CheckpointError(f"{folder / name} was changed or damaged after it was written; copy it again")
+            raise CheckpointError(
+                f"{folder / name} was changed or damaged after it was written: "
+                f"its SHA-256 is not the one in {MANIFEST}; "
+                "copy it again, or read it as it is with verify=False (plait convert --no-verify)"
+            )
 
 
 FORMAT = Format(name="native", detect=_detect, read=_read, plan=_plan, write=_write, verify=_verify)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from plait.formats.error import CheckpointError
+from plait.formats.folder import naming
 from plait.formats.safetensors import DTYPES, INDEX, SINGLE
 from plait.formats.tensors import LazyTensor
 
@@ -68,7 +69,7 @@ def write_tensors(
 def write_text(path: Path, text: str) -> Written:
     """Write a small file and make sure that it is on the disk."""
     raw = text.encode("utf-8")
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
@@ -76,8 +77,8 @@ def write_text(path: Path, text: str) -> Written:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes in hexadecimal; read in small pieces, so that memory stays flat."""
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -95,7 +96,7 @@ def _write_file(path: Path, tensors: Mapping[str, LazyTensor], progress: Progres
     raw = json.dumps(header, separators=(",", ":")).encode("utf-8")
     raw += b" " * (-len(raw) % 8)
     digest = hashlib.sha256()
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         for piece in (len(raw).to_bytes(8, "little"), raw):
             digest.update(piece)
             file.write(piece)

@@ -47,3 +47,10 @@ def test_only_accepts_absent_null_and_what_is_known() -> None:
         fields(**data).only("a", "x", why="because")
     with pytest.raises(CheckpointError, match=r"a = 'y' is not supported \(because\); known: 'x'"):
         fields(a="y").only("a", "x", why="because")
+
+
+def test_the_likeliest_misspelling_is_named() -> None:
+    asked = fields(hidden_sizs=1, hidden_sizee=1)
+    asked.whole("hidden_size", default=1)
+    with pytest.raises(CheckpointError, match="unknown key 'hidden_sizee'"):
+        asked.check_spelling()

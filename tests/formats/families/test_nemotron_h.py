@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from plait.formats.error import CheckpointError
+from plait.formats.families import nemotron_h
+from plait.formats.families.fields import Fields
 from plait.formats.hf import read_config, write_config
 from plait.model.config import ModelConfig
 from plait.model.layers.attention import Attention
@@ -192,3 +194,19 @@ def test_what_we_write_is_the_spelling_that_every_reader_takes(tmp_path: Path) -
     assert not {"layers_block_type", "layer_types", "time_step_limit"} & written.keys()
     assert not [key for key in written if "expert" in key or "moe" in key]
     assert json.loads(json.dumps(written, allow_nan=False)) == written
+
+
+def test_a_right_field_of_absent_layers_is_not_taken_for_the_misspelt_one(tmp_path: Path) -> None:
+    fields = {"n_group": 1, **{("n_grups" if k == "n_groups" else k): v for k, v in PATTERN.items()}}
+    with pytest.raises(CheckpointError, match="unknown key 'n_grups'; did you mean 'n_groups'"):
+        read(tmp_path, **fields)
+
+
+def test_every_field_of_every_kind_of_layer_is_known() -> None:
+    moe = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "moe_latent_size": 4}
+    fields = Fields(SIZES | PATTERN | moe | {"moe_shared_expert_intermediate_size": 8}, Path("config.json"))
+    nemotron_h._mamba2(fields)
+    nemotron_h._attention(fields)
+    nemotron_h._experts(fields)
+    nemotron_h._widths(fields, "-")
+    assert fields._asked.keys() - {"hidden_size"} == set(nemotron_h._OF_KINDS)

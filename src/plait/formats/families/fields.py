@@ -24,6 +24,11 @@ class Fields:
     def __init__(self, data: Mapping[str, object], path: Path) -> None:
         self.data, self.path = data, path
         self._asked: dict[str, bool] = {}  # name -> whether it, or another name for the same, was there
+        self._known: set[str] = set()
+
+    def know(self, *names: str) -> None:
+        """These fields are right ones, though nobody may ask for them in this file."""
+        self._known.update(names)
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
@@ -102,17 +107,20 @@ class Fields:
     def check_spelling(self) -> None:
         """Refuse a key that nobody asked for and that differs by a letter or two from one that is missing."""
         absent = [name for name, there in self._asked.items() if not there]
-        for key in self.data:
-            if key not in self._asked:
-                close = difflib.get_close_matches(key, absent, n=1, cutoff=0.88)
-                if close:
-                    raise CheckpointError(f"{self.path}: unknown key {key!r}; did you mean {close[0]!r}?")
+        pairs = [
+            (difflib.SequenceMatcher(None, key, name).ratio(), key, name) for key in self._strange() for name in absent
+        ]
+        likeness, key, name = max(pairs, default=(0.0, "", ""))
+        if likeness >= 0.88:
+            raise CheckpointError(f"{self.path}: unknown key {key!r}; did you mean {name!r}?")
+
+    def _strange(self) -> list[str]:
+        return [key for key in self.data if key not in self._asked and key not in self._known]
 
     def _value(self, names: tuple[str, ...], default: T) -> object | T:
         value = self.value(*names)
         return default if value is None else value
 
     def _near(self, name: str) -> str:
-        strange = [key for key in self.data if key not in self._asked]
-        close = difflib.get_close_matches(name, strange, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(name, self._strange(), n=1, cutoff=0.8)
         return f"; is {close[0]!r} meant to be it?" if close else ""

@@ -66,7 +66,22 @@ NAMES = Names(
 )
 
 
+# fields of one kind of layer, which are right ones in the config of a model without such layers too
+_OF_KINDS = (
+    *("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "mamba_n_groups", "conv_kernel"),
+    *("mamba_d_conv", "chunk_size", "mamba_chunk_size", "use_conv_bias", "mamba_conv_bias", "use_bias"),
+    *("time_step_limit", "mamba_dt_limit", "time_step_min", "mamba_dt_min", "time_step_max", "mamba_dt_max"),
+    *("time_step_floor", "mamba_dt_init_floor"),
+    *("num_attention_heads", "attention_bias", "num_key_value_heads", "head_dim", "attention_head_dim"),
+    *("intermediate_size", "mlp_bias"),
+    *("n_shared_experts", "moe_shared_expert_intermediate_size", "moe_latent_size", "n_routed_experts"),
+    *("num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"),
+    *("norm_topk_prob", "routed_scaling_factor"),
+)
+
+
 def _read(fields: Fields) -> ModelConfig:
+    fields.know(*_OF_KINDS)
     pattern = _pattern(fields)
     fields.only("mamba_hidden_act", "silu", "swish", why="the convolution is followed by SiLU")
     fields.only("mlp_hidden_act", "relu2", why="feed-forward layers are squared ReLU")
