@@ -19,12 +19,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
 
 def test_a_second_demo_replaces_only_what_a_demo_wrote(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    prepare(out, None)
+    prepare(out)
     (out / "data").mkdir()
     (out / "data" / "old").write_text("")
     (out / "report.html").write_text("old")
     (out / "notes.txt").write_text("mine")
-    prepare(out, None)
+    prepare(out)
     assert {path.name for path in out.iterdir()} == {MARK, "notes.txt"}
     assert all("/" not in name for name in OURS)
 
@@ -34,6 +34,8 @@ def test_a_second_demo_replaces_only_what_a_demo_wrote(tmp_path: Path) -> None:
     [
         (["--minutes", "0"], "minutes=0"),
         (["--minutes", "nan"], "minutes"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--text", "FOLDER"], "no text in 0 files"),
         (["--text", "no-such-folder"], "does not exist"),
         (["--out", "FILE"], "is a file"),
         (["--text", "FOLDER", "--out", "FOLDER"], "elsewhere"),
@@ -52,3 +54,21 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_the_story_begins_with_text_and_ends_with_what_next() -> None:
     assert list(CHAPTERS) == ["text", "train", "compare", "complete", "export", "onward"]
+
+
+def test_bad_text_leaves_an_earlier_demo_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "demo"
+    prepare(out)
+    (out / "data").mkdir()
+    for name in ("report.html", "data/old"):
+        (out / name).write_text(name)
+
+    def state() -> dict[Path, tuple[int, bytes]]:
+        files = (path for path in out.rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = state()
+    for words in (["--text", str(tmp_path / "empty")], ["--seed", "-1"]):
+        assert launch(["demo", *words, "--out", str(out)]) == 2
+        assert state() == before and len(before) == 3

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from plait.cli.chapters import CHAPTERS
 from plait.cli.chapters.story import FULL, HYBRID, OURS, QUICK, TWIN, Story
+from plait.cli.chapters.text import collect
 from plait.cli.launch import arg
 from plait.cli.page.blocks import Block, Patterns, Section, Table
 from plait.cli.page.render import page, write_json, write_whole
@@ -40,6 +41,8 @@ class Inputs:
     def __post_init__(self) -> None:
         if not 0 < self.minutes < 1e5:
             raise ValueError(f"minutes={self.minutes}: give a number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: give a number from 0 to below 2**63")
         if self.text is not None and not self.text.is_dir():
             what = "is a file" if self.text.exists() else "does not exist"
             raise ValueError(f"text={self.text} {what}; give a folder of text")
@@ -47,15 +50,22 @@ class Inputs:
 
 def run(inputs: Inputs) -> Report:
     """Tell the story; the report is written at the end, or, when interrupted, with the chapters told so far."""
-    prepare(inputs.out, inputs.text)
+    began = time.monotonic()
+    scale = QUICK if inputs.quick else FULL
+    # nothing of an earlier demo goes before it is known that this one can be told
+    check(inputs.out, inputs.text)
+    collected = collect(inputs.text, scale.max_text, without=inputs.out)
+    prepare(inputs.out)
     story = Story(
         text=inputs.text,
+        collected=collected,
         out=inputs.out,
         minutes=inputs.minutes,
         seed=inputs.seed,
-        scale=QUICK if inputs.quick else FULL,
+        scale=scale,
         report=Report("plait demo", provenance=provenance(inputs.seed)),
         console=Console(stderr=True),
+        began=began,
     )
     sections: list[Section] = []
     try:
@@ -89,8 +99,8 @@ def quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def prepare(out: Path, text: Path | None) -> None:
-    """Make the folder ready: what an earlier demo wrote there goes.
+def check(out: Path, text: Path | None) -> None:
+    """See that a demo may write into the folder, and change nothing.
 
     Raises: ValueError if it holds anything that no demo wrote, is a file, or cannot be written.
     """
@@ -103,6 +113,10 @@ def prepare(out: Path, text: Path | None) -> None:
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"out={out}: no permission to write in {nearest}; choose another folder with --out")
+
+
+def prepare(out: Path) -> None:
+    """Make the folder, which was checked, ready: what an earlier demo wrote there goes."""
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / MARK, "this folder was made by plait demo, which may replace what it wrote\n")
     for name in OURS:

@@ -1,6 +1,7 @@
 """The number of steps follows from measured speed, the text's length and the time."""
 
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,22 @@ import torch
 from rich.console import Console
 
 from plait.cli.chapters.pace import LEAST_STEPS, MOST_EPOCHS, SHARE, steps_within
-from plait.cli.chapters.story import FULL, Story
+from plait.cli.chapters.story import FULL, Story, Text
 from plait.report import Report
 from plait.train.pretrain import NextToken
 
 
 def story(minutes: float) -> Story:
-    return Story(text=None, out=Path(), minutes=minutes, seed=0, scale=FULL, report=Report("t"), console=Console())
+    return Story(
+        text=None,
+        collected=Text(documents=[], n_files=0, total_bytes=0, skipped=Counter()),
+        out=Path(),
+        minutes=minutes,
+        seed=0,
+        scale=FULL,
+        report=Report("t"),
+        console=Console(),
+    )
 
 
 def objective(per_epoch: int = 10**6) -> NextToken:

@@ -6,6 +6,7 @@ that `OURS` lists, and nowhere else.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from plait.cli.machine import Threads
+from plait.data.document import Document
 from plait.model.hybrid import Hybrid
 from plait.report import Report
 
@@ -58,16 +60,32 @@ QUICK = Scale(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """The documents of the story, in memory. total_bytes: of all files found, of which max_text may have been taken."""
+
+    documents: list[Document]
+    n_files: int
+    total_bytes: int
+    skipped: Counter[str]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of text."""
+        return sum(len(document.text.encode()) for document in self.documents)
+
+
 @dataclass(slots=True, kw_only=True)
 class Story:
     """One telling.
 
-    text: the user's folder, None for the Python standard library. out: where everything goes. minutes: how long the
-    whole may take. threads: how many pay. models: by HYBRID and TWIN, from the chapter that trains them on. headline:
-    rows of the table at the top: (what, hybrid, Transformer).
+    text: the user's folder, None for the Python standard library. collected: what was read there. out: where
+    everything goes. minutes: how long the whole may take. threads: how many pay. models: by HYBRID and TWIN, from
+    the chapter that trains them on. headline: rows of the table at the top: (what, hybrid, Transformer).
     """
 
     text: Path | None
+    collected: Text
     out: Path
     minutes: float
     seed: int

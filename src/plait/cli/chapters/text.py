@@ -3,10 +3,10 @@
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from plait.cli.chapters.story import Story
+from plait.cli.chapters.story import Story, Text
 from plait.cli.drawing import size
 from plait.cli.page.blocks import Pieces, Prose, Section, Table
 from plait.data.corpus import Corpus, Found, find_files
@@ -24,35 +24,15 @@ LEAST_BYTES = 2000
 HELD_OUT = 0.04
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """The documents of the story, in memory. total_bytes: of all files found, of which max_text may have been taken."""
-
-    documents: list[Document]
-    n_files: int
-    total_bytes: int
-    skipped: Counter[str]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of text."""
-        return sum(len(document.text.encode()) for document in self.documents)
-
-
 def tell(story: Story) -> Section:
-    """Collect, train the vocabulary, write shards.
-
-    Raises: ValueError naming the folder if it holds no text, or too little.
-    """
-    text = collect(story.text, story.scale.max_text)
-    vocab_size = vocabulary_for(text.n_bytes, story.scale.vocab_size)
+    """Train the vocabulary on the collected text, write shards."""
+    text, read, said = divided(story.collected)
+    vocab_size = vocabulary_for(sum(len(piece.encode()) for piece in read), story.scale.vocab_size)
     kept = size(text.n_bytes)
     story.say(f"{text.n_files} files, {kept} of text; training a vocabulary of {vocab_size} and writing shards")
-    # chance may hold out every document of a few
-    read = [document for document in text.documents if not is_valid(document.text, HELD_OUT)] or text.documents
     prepared = tokenize_documents(
         text.documents,
-        lambda: train_bpe((document.text for document in read), vocab_size),
+        lambda: train_bpe(read, vocab_size),
         story.out / "data",
         valid=HELD_OUT,
         jobs=2,
@@ -65,19 +45,56 @@ def tell(story: Story) -> Section:
     report.add("training tokens available", prepared.tokens - prepared.valid_tokens, "tokens")
     report.add("held-out tokens", prepared.valid_tokens, "tokens")
     report.add("bytes per token", prepared.bytes_per_token, "bytes")
-    return Section(name="text", title="The text", blocks=_blocks(story, text, prepared, tokenizer))
+    return Section(name="text", title="The text", blocks=_blocks(story, text, prepared, tokenizer, said))
 
 
-def collect(folder: Path | None, max_bytes: int) -> Text:
+def divided(text: Text) -> tuple[Text, list[str], str]:
+    """What the vocabulary learns from: text that is not held out.
+
+    Where chance would hold out nothing, or everything, `tokenize_documents` holds out the end of the last document
+    instead; the longest is put there.
+
+    Returns: the text in the order to write it; what to train the vocabulary on; what the page says of it.
+    """
+    if not _is_mixed(text.documents[:-1]):
+        at = max(range(len(text.documents)), key=lambda i: len(text.documents[i].text))
+        text = replace(text, documents=[*text.documents[:at], *text.documents[at + 1 :], text.documents[at]])
+    *others, last = text.documents
+    kept = [document.text for document in others if not is_valid(document.text, HELD_OUT)]
+    if _is_mixed(others):
+        kept += [] if is_valid(last.text, HELD_OUT) else [last.text]
+        said = "Documents chosen by the hash of the text are held out"
+        return text, kept, f"{said}; a byte-level BPE and both models learn from the others"
+    # where the held-out end begins is known only in tokens, so after the vocabulary; it has at most half of them
+    half = last.text[: (len(last.text) + 1) // 2]
+    if others and not kept:
+        said = "All is held out but the beginning of the longest document; both models learn from that"
+        return text, [half], f"{said}, a byte-level BPE from its first half"
+    said = "The end of the longest document is held out; both models learn from the rest"
+    if sum(map(len, kept)) >= len(last.text):
+        return text, kept, f"{said}, a byte-level BPE from the other documents"
+    where = "the other documents and the first half of this one" if kept else "its first half"
+    return text, [*kept, half], f"{said}, a byte-level BPE from {where}"
+
+
+def _is_mixed(documents: list[Document]) -> bool:
+    """Whether chance holds out some of them, but not all."""
+    return len({is_valid(document.text, HELD_OUT) for document in documents}) == 2
+
+
+def collect(folder: Path | None, max_bytes: int, without: Path | None = None) -> Text:
     """Read the user's folder, or the source of the Python standard library.
 
     Args:
         folder: None for the standard library.
         max_bytes: take files, in an order given by their names' hashes, until so much is read.
+        without: a folder whose files are not taken.
 
     Raises: FileNotFoundError if there is no such folder; ValueError if there is no text in it, or almost none.
     """
     files = find_files([folder]) if folder is not None else list(_standard_library())
+    if without is not None:
+        files = [file for file in files if without.resolve() not in file.path.resolve().parents]
     skipped: Counter[str] = Counter()
     chosen: list[tuple[int, Document]] = []
     taken = 0
@@ -113,7 +130,9 @@ def _standard_library() -> Iterator[Found]:
             yield found
 
 
-def _blocks(story: Story, text: Text, prepared: Prepared, tokenizer: Tokenizer) -> tuple[Prose | Table | Pieces, ...]:
+def _blocks(
+    story: Story, text: Text, prepared: Prepared, tokenizer: Tokenizer, said: str
+) -> tuple[Prose | Table | Pieces, ...]:
     source = "your folder" if story.text else "the Python standard library: real code that is on every machine"
     table = Table(
         caption="What the models read.",
@@ -124,11 +143,7 @@ def _blocks(story: Story, text: Text, prepared: Prepared, tokenizer: Tokenizer) 
         ),
         note=f"byte-level BPE of {tokenizer.vocab_size:,} tokens, {prepared.bytes_per_token:.2f} bytes per token",
     )
-    n = prepared.valid_documents
-    intro = Prose(
-        text=f"The text is {source}. {n} document{'s' * (n != 1)}, chosen by the hash of the text, "
-        f"{'is' if n == 1 else 'are'} held out; a byte-level BPE and both models learn from the others."
-    )
+    intro = Prose(text=f"The text is {source}. {said}.")
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(text.skipped.items()))
     notes = (Prose(text=f"Left out: {left}."),) if left else ()
     return intro, *notes, table, _sample(story, tokenizer)
