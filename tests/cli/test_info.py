@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch
 from plait.cli.drawing import count, size
 from plait.cli.info import Inputs, run, sizes, tokens_of, transformer_like
 from plait.cli.launch import launch
+from plait.formats.checkpoint import save
 from plait.model.config import ModelConfig
-from plait.model.hybrid import Hybrid, recipe_of
+from plait.model.hybrid import Hybrid, build, recipe_of
 from plait.model.presets import PRESETS
 
 PUBLISHED = [
@@ -113,3 +115,15 @@ def test_json_holds_plain_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(["info", "nemotron-h-8b", "--json"]) == 0
     facts = {f["name"]: f["value"] for f in json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]}
     assert facts["ssm bytes"] == 96 * 2**20 and facts["kv bytes per token"] == 16384
+
+
+def test_the_cache_is_sized_for_the_models_own_context(tmp_path: Path) -> None:
+    config = dataclasses.replace(ModelConfig.preset("nemotron-h-4b"), vocab_size=64, d_model=64, max_context=256)
+    config = dataclasses.replace(config, layers=config.layers[:9])
+    save(build(config), tmp_path / "model", format="native")
+    facts = {fact.name: fact.value for fact in run(Inputs(model=str(tmp_path / "model"))).facts}
+    assert facts["context"] == 256 and facts["cache bytes"] == sizes(config, 256, 1).cache_bytes
+    listed = {fact.name: fact.value for fact in run(Inputs(presets=True)).facts}
+    assert listed["mamba2-2.7b context"] == 2048 and listed["llama-3.1-8b context"] == 131072
+    asked = {fact.name: fact.value for fact in run(Inputs(model="mamba2-2.7b", context="4k")).facts}
+    assert asked["context"] == 4096

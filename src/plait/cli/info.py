@@ -38,7 +38,10 @@ class Inputs:
     """What to describe, and for which load."""
 
     model: str | None = arg(default=None, help="a preset's name or a checkpoint folder", positional=True)
-    context: str = arg(default="8k", help="tokens per sequence that the cache is sized for; 128k means 131072")
+    context: str | None = arg(
+        default=None,
+        help="tokens per sequence in the cache, such as 4096 or 128k; the model's own if not given",
+    )
     batch: int = arg(default=1, help="sequences at once")
     recipe: str | None = arg(default=None, help="number format of weights and cache; the model's own if not given")
     presets: bool = arg(default=False, help="list all presets")
@@ -48,7 +51,8 @@ class Inputs:
             raise ValueError(f"batch={self.batch}: must be at least 1")
         if self.model is None and not self.presets:
             raise ValueError(f"which model? give a checkpoint folder or a preset: {', '.join(PRESETS)}")
-        tokens_of(self.context)
+        if self.context is not None:
+            tokens_of(self.context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +123,11 @@ def tokens_of(text: str) -> int:
 
 def run(inputs: Inputs) -> Drawn:
     """Describe one model, or list all presets."""
-    context = tokens_of(inputs.context)
+    context = None if inputs.context is None else tokens_of(inputs.context)
     if inputs.model is None or inputs.presets:
         return _list(context, inputs.batch, inputs.recipe)
     config, where = _find(inputs.model)
-    return _describe(config, where, context, inputs.batch, inputs.recipe)
+    return _describe(config, where, context or config.max_context, inputs.batch, inputs.recipe)
 
 
 def _find(model: str) -> tuple[ModelConfig, str]:
@@ -208,17 +212,19 @@ def _legend(config: ModelConfig) -> Table:
     return table
 
 
-def _list(context: int, batch: int, recipe: str | None) -> Drawn:
+def _list(context: int | None, batch: int, recipe: str | None) -> Drawn:
     report = Drawn("presets")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("preset", no_wrap=True)
-    for name in ("layers", "parameters", "active", "weights", "KV/token", "SSM state", f"cache at {context:,}"):
+    for name in ("layers", "parameters", "active", "weights", "KV/token", "SSM state", "context", "cache"):
         table.add_column(name, justify="right")
     for name in PRESETS:
         config = ModelConfig.preset(name)
-        s = sizes(config, context, batch, recipe)
+        tokens = context or config.max_context
+        s = sizes(config, tokens, batch, recipe)
         report.add(f"{name} params", s.params)
         report.add(f"{name} weight bytes", s.weight_bytes, "bytes")
+        report.add(f"{name} context", tokens, "tokens")
         report.add(f"{name} cache bytes", s.cache_bytes, "bytes")
         kinds = Text(" ").join(
             Text.assemble(f"{config.pattern.count(letter)}", (letter, COLOURS[letter]))
@@ -228,7 +234,7 @@ def _list(context: int, batch: int, recipe: str | None) -> Drawn:
         active = count(s.active_params) if s.active_params != s.params else ""
         state = size(s.ssm_bytes) if s.ssm_bytes else ""
         kv = f"{s.kv_bytes_per_token:,}" if s.kv_bytes_per_token else ""
-        row = (count(s.params), active, size(s.weight_bytes), kv, state, size(s.cache_bytes))
+        row = (count(s.params), active, size(s.weight_bytes), kv, state, f"{tokens:,}", size(s.cache_bytes))
         table.add_row(name, kinds, *row)
-    report.drawing = render(table, width=None if sys.stdout.isatty() else 110)
+    report.drawing = render(table, width=None if sys.stdout.isatty() else 116)
     return report
