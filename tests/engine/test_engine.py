@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,3 +213,32 @@ def test_more_context_than_trained_for_is_said_but_runs(tiny: Tiny, caplog: pyte
     done = next(Engine(tiny(max_context=20)).generate([[1] * 10], GREEDY))
     assert len(done.token_ids) == 24
     assert "34 tokens of context; the model was trained for 20" in caplog.text
+
+
+def test_arrays_of_ids_are_prompts(tiny: Tiny) -> None:
+    engine = Engine(tiny())
+    ids = [5, 300, 7]
+    (wanted,) = engine.generate(ids, GREEDY)
+    forms = [torch.tensor(ids), np.array(ids), [torch.tensor(ids)], [np.array(ids)], list(np.array(ids)), tuple(ids)]
+    for form in forms:
+        (answer,) = engine.generate(form, GREEDY)
+        assert (answer.prompt_ids, answer.token_ids) == (ids, wanted.token_ids)
+    assert {type(token_id) for token_id in engine.encode(np.array(ids))} == {int}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1.7, 2]], r"prompts\[0\]\[0\] is 1.7"),
+        ([2, 1.7], r"prompts\[0\]\[1\] is 1.7"),
+        ([[1, 2], [3, True]], r"prompts\[1\]\[1\] is True"),
+        ([[1, "a"]], r"prompts\[0\]\[1\] is 'a'"),
+        (torch.tensor([1.0, 2.5]), r"prompts\[0\]\[0\] is 1.0"),
+        (np.array([True]), r"prompts\[0\]\[0\] is True"),
+        (torch.tensor([[1, 2]]), r"prompts\[0\]\[0\] is \[1, 2\]"),
+        (torch.tensor(3), r"prompts\[0\] is 3"),
+    ],
+)
+def test_what_is_no_whole_id_is_refused_by_place_and_value(tiny: Tiny, prompts: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(tiny()).generate(prompts)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """The engine: prompts in, completions out, in batches or as a stream of text."""
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 
@@ -15,7 +16,16 @@ from plait.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Prompt = str | Sequence[int]
+
+class Array(Protocol):
+    """A tensor or array of one dimension that holds token ids, of whatever library."""
+
+    def tolist(self) -> object:
+        """Its values as Python's own numbers."""
+        ...
+
+
+Prompt = str | Sequence[int] | Array
 
 
 class Engine:
@@ -48,17 +58,17 @@ class Engine:
 
     def generate(
         self,
-        prompts: str | Sequence[int] | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] | None = None,
     ) -> Iterator[Completion]:
         """Complete prompts, many at a time.
 
         Args:
-            prompts: texts, or lists of token ids; or one of either.
+            prompts: texts, or lists or 1-D integer arrays of token ids; or one of any.
             sampling: settings for all, or one per prompt; None is Sampling().
 
         Yields: a completion per prompt, in the order of the prompts.
-        Raises: ValueError, before anything runs, naming the prompt that is empty or holds an id outside the vocabulary.
+        Raises: ValueError, before anything runs, naming the prompt that is empty or holds what is no id of the model.
         """
         several = _several(prompts)
         settings = [sampling or Sampling()] * len(several) if not isinstance(sampling, Sequence) else list(sampling)
@@ -90,7 +100,7 @@ class Engine:
     def encode(self, prompt: Prompt, where: str = "prompt") -> list[int]:
         """A prompt's ids, checked.
 
-        Raises: ValueError naming `where` for an empty prompt, an id outside the vocabulary, a text without tokenizer.
+        Raises: ValueError naming `where` for an empty prompt, what is no id of the model, or a text without tokenizer.
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -100,7 +110,7 @@ class Engine:
                 )
             ids = self.tokenizer.encode(prompt, add_special=True)
         else:
-            ids = [int(token_id) for token_id in prompt]
+            ids = _ids(prompt, where)
         if not ids:
             raise ValueError(f"{where} is empty; a model needs at least one token to continue")
         n_ids = self.model.config.vocab_size
@@ -201,15 +211,36 @@ class TextStream:
         return self._row.completion()
 
 
-def _several(prompts: str | Sequence[int] | Sequence[Prompt]) -> list[Prompt]:
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    several = list(prompts)
+    if hasattr(prompts, "tolist"):
+        return [prompts]  # type: ignore[list-item]
+    several = list(prompts)  # type: ignore[arg-type]
     if not several:
         raise ValueError("prompts is empty; give at least one prompt")
-    if all(isinstance(part, int) for part in several):
+    if all(isinstance(_plain(part), int | float) for part in several):
         return [several]  # type: ignore[list-item]
     for i, prompt in enumerate(several):
-        if isinstance(prompt, int) or not isinstance(prompt, str | Sequence):
+        if not isinstance(prompt, str) and not isinstance(_plain(prompt), Sequence):
             raise ValueError(f"prompts[{i}] is {prompt!r}; expected a text or a list of token ids")
     return several  # type: ignore[return-value]
+
+
+def _ids(prompt: Sequence[int] | Array, where: str) -> list[int]:
+    """Token ids as Python's integers; raises ValueError naming the first that is none."""
+    values = _plain(prompt)
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{where} is {values!r}; expected a text or a list of token ids")
+    ids: list[int] = []
+    for at, value in enumerate(map(_plain, values)):
+        # True and False are integers to Python, but nobody means an id by them
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{where}[{at}] is {value!r}; a prompt is a text or a flat list of whole token ids")
+        ids.append(value)
+    return ids
+
+
+def _plain(value: object) -> object:
+    tolist = getattr(value, "tolist", None)
+    return value if tolist is None else tolist()
