@@ -6,7 +6,7 @@
 #   make test ARGS="tests/ops -k norm"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean install
+.PHONY: help demo test check clean install native
 
 ARGS ?=
 PYTHON ?=
@@ -20,6 +20,7 @@ export PATH := $(subst $(CURDIR)/$(BIN):,,$(PATH))
 help:
 	@echo "make demo    the whole story: train, compare, generate, export, report"
 	@echo "make test    the tests"
+	@echo "make native  compile the C++ kernels again"
 	@echo "make check   format, lint, types, rules of the house"
 	@echo "make clean   remove .venv and caches"
 
@@ -36,6 +37,10 @@ check: $(STAMP)
 	$(RUN) pytest -q tests/test_house.py
 
 install: $(STAMP)
+
+# the C++ kernels again, after a change
+native:
+	$(BIN)/python setup.py -q build_ext --inplace
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
@@ -55,7 +60,7 @@ comma := ,
 
 # a venv made for the other kind of torch cannot be mended, only made anew. Some systems ship venv without ensurepip:
 # there their own pip installs pip
-$(STAMP): pyproject.toml constraints.txt Makefile
+$(STAMP): pyproject.toml setup.py constraints.txt Makefile
 	@case "$(PLAIT_TORCH)" in pinned|system) ;; \
 	  *) echo "PLAIT_TORCH=$(PLAIT_TORCH): say pinned (the tested CPU build) or system (the one installed)" >&2; exit 2;; esac
 	@set -e; $(FIND_PYTHON); \

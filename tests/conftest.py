@@ -1,5 +1,6 @@
 """What every test relies on: a fixed seed, poisoned empty memory, the shared data folder, and the marks."""
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+# without a GPU, Triton kernels run in its interpreter; it reads this when it is imported
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # tests are many and small: a second thread costs more than it brings, and one thread always adds in the same order
 torch.set_num_threads(1)
 # `with torch.device("meta")` lists the constructors it redirects at its first use, which must see torch's own and not

@@ -10,13 +10,20 @@ Source   So et al. 2021, arXiv:2109.08668 (squared ReLU); Shazeer 2020, arXiv:20
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 
 
 @Op
 def squared_relu(x: Tensor) -> Tensor:
     """Square of the positive part, element by element; shape and dtype of x."""
     return F.relu(x).square()
+
+
+@squared_relu.backend("native", when=lambda x: x.is_contiguous() and native_serves("activation", x))
+def _(x: Tensor) -> Tensor:
+    from plait.kernels.native.activation import SquaredReLU
+
+    return SquaredReLU.apply(x)
 
 
 @squared_relu.backend("eager", when=lambda x: x.requires_grad)

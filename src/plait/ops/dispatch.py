@@ -8,7 +8,10 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from typing import Generic, ParamSpec, TypeVar
+
+from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,3 +70,21 @@ def use(backend: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def native_serves(source: str, *tensors: Tensor | None) -> bool:
+    """Whether the kernels of native/SOURCE.cpp are compiled and take these tensors (CPU, float32 or bfloat16)."""
+    from plait.kernels.native.library import serves
+
+    return serves(source, *tensors)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def triton_serves(*tensors: Tensor | None) -> bool:
+    """Whether Triton is here and these tensors are on a GPU, or anywhere when a test forces it (the interpreter)."""
+    given = [t for t in tensors if t is not None]
+    return _has_triton() and (_forced.get() == "triton" or all(t.is_cuda for t in given))
