@@ -54,6 +54,12 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture
+def n_shapes(request: pytest.FixtureRequest) -> int:
+    """How many random shapes a property test tries: a few in CI, a thousand with --slow."""
+    return 1000 if request.config.getoption("--slow") else 20
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data beside the repository."""
