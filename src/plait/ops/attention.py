@@ -12,11 +12,12 @@ Source   Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from plait.ops.dispatch import Op
 
-# masks are built for this many queries at a time, so that their memory grows with S and not with S^2
-MASK_BLOCK = 1024
+# masks are built for so many queries at a time that a row of the batch needs this many numbers, whatever S is
+MASK_NUMBERS = 1 << 23
 
 
 @Op
@@ -50,9 +51,13 @@ def attention(
     grouped = H != K
     if key_mask is None and documents is None and L == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
-    blocks = []
-    for first in range(0, L, MASK_BLOCK):
-        last = min(first + MASK_BLOCK, L)
+    if q.is_cuda and key_mask is None and documents is None and q.dtype in (torch.float16, torch.bfloat16):
+        # the GPU's tiled kernels align the causal mask with the last key and never form it
+        aligned = causal_lower_right(L, S)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=aligned, enable_gqa=grouped).transpose(1, 2)  # type: ignore[arg-type]
+    blocks, step = [], max(1, MASK_NUMBERS // S)
+    for first in range(0, L, step):
+        last = min(first + step, L)
         end = S - L + last  # later keys are invisible to this block
         mask = _visible(S - L + first, end, q.device, key_mask, documents)
         blocks.append(
@@ -61,6 +66,27 @@ def attention(
             )
         )
     return torch.cat(blocks, 2).transpose(1, 2)
+
+
+def _without_masks(
+    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+) -> bool:
+    """Whether this is a piece of a longer or padded sequence that needs no gradient."""
+    needs = key_mask is not None or k.shape[1] > q.shape[1] > 1
+    if not (needs and q.is_cpu and documents is None and q.shape[2] % k.shape[2] == 0 and k.shape[1] >= q.shape[1] > 1):
+        return False
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return False
+    from plait.kernels.eager.attention import available
+
+    return available()
+
+
+@attention.backend("eager", when=_without_masks)
+def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    from plait.kernels.eager.attention import attend
+
+    return attend(q, k, v, key_mask)
 
 
 def _visible(first: int, end: int, device: torch.device, key_mask: Tensor | None, documents: Tensor | None) -> Tensor:
