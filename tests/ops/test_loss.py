@@ -70,7 +70,7 @@ def test_no_tensor_of_all_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
     h, w = (torch.randn(n, 8).bfloat16().requires_grad_() for n in (256, 500))
     with Watch():
         linear_cross_entropy(h, w, torch.randint(0, 500, (256,))).backward()
-    assert largest == 64 * 500
+    assert largest <= 64 * 500
 
 
 def test_a_target_outside_the_vocabulary_is_named() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 
 
 @Op
@@ -54,6 +54,38 @@ def causal_conv1d(
         else:
             y = torch.addcmul(y, padded[:, j : j + L].to(dtype), tap)
     return (F.silu(y) if activation else y).to(x.dtype)
+
+
+def _fits_native(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+    activation: bool = True,
+) -> bool:
+    from plait.kernels.native.conv import MOST_TAPS
+
+    return x.stride(2) == 1 and w.shape[1] <= MOST_TAPS and native_serves("conv", x, w, bias, initial)
+
+
+@causal_conv1d.backend("native", when=_fits_native)
+def _(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+    activation: bool = True,
+) -> Tensor:
+    from plait.kernels.native.conv import CausalConv
+
+    # one tap needs no past
+    past = None if initial is None or w.shape[1] == 1 else initial[:, :, 1:].transpose(1, 2).to(x.dtype).contiguous()
+    starts = None if starts is None else starts.bool().contiguous()
+    return CausalConv.apply(x, past, w, bias, starts, activation)
 
 
 @causal_conv1d.backend("eager", when=lambda *args, **kwargs: True)

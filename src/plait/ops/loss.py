@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 
 IGNORED = -100
 # logits held at a time, in h.dtype: enough rows for a fast product
@@ -59,9 +59,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=_wide(h), device=h.device)
         for part in _slices(h.shape[0], SLICE_LOGITS // V):
             logits = h[part] @ w_low.T
-            for rows in _slices(logits.shape[0], BLOCK_LOGITS // V):
-                # the softmax of a few rows stays in cache; their gradient takes the place of their logits
-                total += _loss_of(logits[rows], targets[part][rows], wants_gradient=wants_dh or wants_dw)
+            total += _loss_of(logits, targets[part], wants_gradient=wants_dh or wants_dw)
             if dh is not None:
                 torch.mm(logits, w_low, out=dh[part])
             if dw is not None:
@@ -86,7 +84,17 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def _loss_of(logits: Tensor, targets: Tensor, *, wants_gradient: bool) -> Tensor:
-    """Summed loss of some rows; their logits become d loss / d logits = softmax - one-hot, zero where left out."""
+    """Summed loss of a slice; its logits become d loss / d logits = softmax - one-hot, zero where left out."""
+    if native_serves("loss", logits):
+        from plait.kernels.native.loss import cross_entropy_rows
+
+        return cross_entropy_rows(logits, targets, wants_gradient=wants_gradient).sum()
+    # the softmax of a few rows stays in cache; their gradient takes the place of their logits
+    blocks = _slices(logits.shape[0], BLOCK_LOGITS // logits.shape[1])
+    return torch.stack([_block_loss(logits[b], targets[b], wants_gradient) for b in blocks]).sum()
+
+
+def _block_loss(logits: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor:
     ignored = targets == IGNORED
     target = targets.masked_fill(ignored, 0)[:, None]
     logp = logits.to(_wide(logits)).log_softmax(-1)

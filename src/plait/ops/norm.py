@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 
 
 @Op
@@ -31,6 +31,13 @@ def rms_norm(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
     """
     x_f = x.to(torch.promote_types(x.dtype, torch.float32))
     return (w.to(x_f.dtype) * (x_f * torch.rsqrt(x_f.square().mean(-1, keepdim=True) + eps))).to(x.dtype)
+
+
+@rms_norm.backend("native", when=lambda x, w, *, eps=1e-5: x.is_contiguous() and native_serves("norm", x, w))
+def _(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
+    from plait.kernels.native.norm import RMSNorm
+
+    return RMSNorm.apply(x, w, eps)
 
 
 @rms_norm.backend("eager", when=lambda *args, **kwargs: True)
@@ -59,6 +66,20 @@ def gated_rmsnorm(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 
     u_BLGP = (x.to(f32) * F.silu(z.to(f32))).unflatten(-1, (groups, -1))
     r_BLG1 = torch.rsqrt(u_BLGP.square().mean(-1, keepdim=True) + eps)
     return (w.to(f32) * (u_BLGP * r_BLG1).flatten(-2)).to(z.dtype)
+
+
+def _fits_native(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 1e-5) -> bool:
+    from plait.kernels.native.norm import row_stride
+
+    even = x.shape[-1] % groups == 0 and row_stride(x) > 0 and row_stride(z) > 0
+    return even and x.dtype == z.dtype and native_serves("norm", x, z, w)
+
+
+@gated_rmsnorm.backend("native", when=_fits_native)
+def _(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 1e-5) -> Tensor:
+    from plait.kernels.native.norm import GatedRMSNorm
+
+    return GatedRMSNorm.apply(x, z, w, groups, eps)
 
 
 @gated_rmsnorm.backend("eager", when=lambda x, z, w, *, groups, eps=1e-5: x.shape[-1] % groups == 0)

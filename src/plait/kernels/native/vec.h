@@ -99,9 +99,10 @@ static inline float max(vf v) {
 static inline vf larger(vf a, vf b) { return a > b ? a : b; }
 static inline vf smaller(vf a, vf b) { return a < b ? a : b; }
 
-// e^x to about 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial in r. Arguments are held to [-87, 88].
-static inline vf exp(vf x) {
-  x = smaller(larger(x, all(-87.0f)), all(88.0f));
+// e^x to about 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial in r. Arguments are held to [-87, 88]; a NaN
+// stays one.
+static inline vf exp(vf given) {
+  vf x = smaller(larger(given, all(-87.0f)), all(88.0f));
   vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer lands in the low bits
   vf n = shifted - 12582912.0f;
   vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -112,6 +113,24 @@ static inline vf exp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return (vf)(bits_of(p) + (bits_of(shifted) << 23));
+  vf e = (vf)(bits_of(p) + (bits_of(shifted) << 23));
+  return given == given ? e : given;
 }
 static inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
+
+// f(i, n) for each vector of a row of d elements: n is W, or what is left at the end
+template <typename F>
+static inline void over(int64_t d, F f) {
+  int64_t i = 0;
+  for (; i + W <= d; i += W) f(i, W);
+  if (i < d) f(i, (int)(d - i));
+}
+// n elements at p: a whole vector, or the end of a row
+template <typename T>
+static inline vf get(const T *p, int n) {
+  return n == W ? load(p) : load_some(p, n);
+}
+template <typename T>
+static inline void put(T *p, vf v, int n) {
+  n == W ? store(p, v) : store_some(p, v, n);
+}
