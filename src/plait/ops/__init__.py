@@ -5,6 +5,7 @@ from plait.ops.activation import squared_relu as squared_relu
 from plait.ops.attention import attention as attention
 from plait.ops.conv import causal_conv1d as causal_conv1d
 from plait.ops.conv import causal_conv1d_step as causal_conv1d_step
+from plait.ops.decode_attention import decode_attention as decode_attention
 from plait.ops.dispatch import BackendError as BackendError
 from plait.ops.dispatch import use as use
 from plait.ops.loss import linear_cross_entropy as linear_cross_entropy
