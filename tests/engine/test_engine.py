@@ -12,8 +12,10 @@ import torch
 
 from plait.engine.engine import Engine
 from plait.engine.request import FinishReason, Sampling
+from plait.engine.runner import room
 from plait.engine.session import Session
 from plait.model.hybrid import Hybrid
+from plait.model.layers.attention import KVState
 from plait.text.tokenizer import Tokenizer
 
 GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -242,3 +244,27 @@ def test_arrays_of_ids_are_prompts(tiny: Tiny) -> None:
 def test_what_is_no_whole_id_is_refused_by_place_and_value(tiny: Tiny, prompts: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Engine(tiny()).generate(prompts)  # type: ignore[arg-type]
+
+
+def test_keys_and_values_are_never_copied_to_a_larger_buffer(
+    tiny: Callable[..., Hybrid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown: list[tuple[int, int]] = []
+    grow = KVState._grown
+    monkeypatch.setattr(
+        KVState, "_grown", lambda state, old, n: (grown.append((state.length, n)), grow(state, old, n))[1]
+    )
+    engine = Engine(tiny(), prefill_chunk=64)
+    list(engine.generate([[1] * 300, [2] * 290], Sampling(max_tokens=100, ignore_eos=True)))
+    assert grown == [(0, 400)] * 2
+    grown.clear()
+    session = Session()
+    list(engine.stream([1] * 300, Sampling(max_tokens=100, ignore_eos=True), session))
+    assert grown == [(0, 400)] * 2
+
+
+def test_asking_for_endless_answers_reserves_no_endless_cache(tiny: Callable[..., Hybrid]) -> None:
+    model = tiny(max_context=50)
+    row = Engine(model)._row([1] * 300, Sampling(max_tokens=10**12))
+    assert room([row], 50) == 1324
+    assert room([row], 100_000) == 100_000

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from plait.engine.request import Completion, FinishReason, Sampling
-from plait.engine.runner import Row, decode, groups, prefill
+from plait.engine.runner import Row, decode, groups, prefill, room
 from plait.engine.sampler import Draw
 from plait.engine.session import Session
 from plait.engine.stop import TextGate
@@ -149,7 +149,7 @@ class Engine:
         due = 0
         for members in groups([len(row.prompt) for row in rows], self.max_batch, self.prefill_chunk):
             group = [rows[i] for i in members]
-            cache = self.model.cache(len(group))
+            cache = self.model.cache(len(group), capacity=room(group, self.model.config.max_context))
             for row in group:
                 row.begin()
             logits = prefill(self.model, [row.prompt for row in group], cache, self.prefill_chunk)
@@ -166,6 +166,7 @@ class Engine:
         # a failure on the way leaves an empty session, never one that disagrees with its cache
         session.forget()
         cache = self.model.cache(1) if cache is None else cache
+        cache.reserve(room([row], self.model.config.max_context))
         row.begin()
         logits = prefill(self.model, [row.prompt[row.n_cached :]], cache, self.prefill_chunk)
         fed = list(row.prompt)

@@ -93,6 +93,15 @@ class Row:
         )
 
 
+def room(rows: Sequence[Row], max_context: int) -> int:
+    """Tokens to reserve in a cache for these sequences: the longest prompt and its answer.
+
+    Many ask for far more tokens than they will take: beyond the model's context, a few are enough to begin with.
+    """
+    longest = max(len(row.prompt) for row in rows)
+    return longest + min(max(row.sampling.max_tokens for row in rows), max(max_context - longest, 1024))
+
+
 def prefill(model: Hybrid, prompts: Sequence[Sequence[int]], cache: Cache, chunk: int) -> Tensor:
     """Feed prompts to the model, at most about `chunk` tokens of them at a time.
 

@@ -34,6 +34,12 @@ class Cache:
         """B, sequences in it."""
         return self.lengths.shape[0]
 
+    def reserve(self, n_tokens: int) -> None:
+        """Make room for so many tokens in all, padding included: growing later copies keys and values."""
+        for state in self.states:
+            if state is not None:
+                state.reserve(n_tokens)
+
     def extend(self, L: int, mask: Tensor | None) -> None:
         """Count L more tokens, of which `mask` (B, L) says the real ones; None means all."""
         if mask is None and self.mask is None:

@@ -77,9 +77,16 @@ class Hybrid(nn.Module):
         """Where the weights are."""
         return self.embed.weight.device
 
-    def cache(self, batch: int) -> Cache:
-        """An empty cache for `batch` sequences, on this model's device and in its compute dtype."""
-        return Cache(self.config, batch, device=self.device, dtype=self.recipe.compute)
+    def cache(self, batch: int, capacity: int = 0) -> Cache:
+        """An empty cache for `batch` sequences, on this model's device and in its compute dtype.
+
+        Args:
+            batch: sequences.
+            capacity: tokens of each to make room for at once; it grows beyond them when it must.
+        """
+        cache = Cache(self.config, batch, device=self.device, dtype=self.recipe.compute)
+        cache.reserve(capacity)
+        return cache
 
     def forward(
         self,

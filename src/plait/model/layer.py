@@ -60,6 +60,10 @@ class State(Protocol):
         """Its contents by name, batch first: for saving, selecting rows and counting bytes."""
         ...
 
+    def reserve(self, n_tokens: int) -> None:
+        """Make room for so many tokens in all, if it grows with them."""
+        ...
+
     def replace(self, tensors: dict[str, Tensor]) -> None:
         """Take other contents, with the names and layout of `tensors()`."""
         ...

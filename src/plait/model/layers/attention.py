@@ -55,7 +55,7 @@ def _frequencies(rope: Rope, head_dim: int, device: torch.device) -> tuple[Tenso
 
 
 class KVState:
-    """Keys and values of all tokens so far, in buffers that grow by half when full."""
+    """Keys and values of all tokens so far, in buffers that grow by half when full, or at once by `reserve`."""
 
     def __init__(self, spec: Attention, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         empty = torch.empty(batch, spec.n_kv_heads, 0, spec.head_dim, device=device, dtype=dtype)
@@ -65,12 +65,18 @@ class KVState:
         """Add (B, L, K, P) keys and values; returns all of them as (B, S, K, P) views."""
         end = self.length + k.shape[1]
         if end > self.k.shape[2]:
-            capacity = max(end, self.k.shape[2] * 3 // 2, 64)
-            self.k, self.v = self._grown(self.k, capacity), self._grown(self.v, capacity)
+            self.reserve(max(end, self.k.shape[2] * 3 // 2, 64))
         self.k[:, :, self.length : end] = k.detach().transpose(1, 2)
         self.v[:, :, self.length : end] = v.detach().transpose(1, 2)
         self.length = end
         return self.k[:, :, :end].transpose(1, 2), self.v[:, :, :end].transpose(1, 2)
+
+    def reserve(self, n_tokens: int) -> None:
+        """Make room for so many tokens in all, so that none of them is copied on the way there."""
+        if n_tokens > self.k.shape[2]:
+            # one after the other: at no time are both there twice
+            self.k = self._grown(self.k, n_tokens)
+            self.v = self._grown(self.v, n_tokens)
 
     def _grown(self, old: Tensor, capacity: int) -> Tensor:
         new = old.new_empty(*old.shape[:2], capacity, old.shape[3])

@@ -82,6 +82,9 @@ class Mamba2State:
         """conv (B, D, W) and ssm (B, H, P, N)."""
         return {"conv": self.conv, "ssm": self.ssm}
 
+    def reserve(self, n_tokens: int) -> None:
+        """Nothing to do: its size is the same after any number of tokens."""
+
     def replace(self, tensors: dict[str, Tensor]) -> None:
         """Take other contents."""
         self.conv, self.ssm = tensors["conv"], tensors["ssm"]
