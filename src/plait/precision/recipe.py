@@ -1,8 +1,10 @@
 """A precision recipe: which linear layer of a model computes in which numbers.
 
 A recipe is data: a compute dtype, and ordered rules (role pattern -> LinearFormat; the first match wins). It is also
-the factory of Linears: layers ask `recipe.linear(d_in, d_out, role=...)` and never mention a dtype.
-Embeddings, head, norms, routers and the state-space parameters always stay high.
+the factory of linear layers: a model asks `recipe.linear(d_in, d_out, role=...)` and never mentions a dtype. The head
+has the role "head", the layers' projections "mamba2.in_proj" and the like.
+Embeddings, norms, routers, stacked experts and the state-space parameters always stay high, and so does a layer whose
+rows its format cannot divide into groups.
 """
 
 from dataclasses import dataclass, replace
@@ -10,8 +12,10 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from plait.ops.quant import fits_groups
 from plait.precision.format import HIGH, LinearFormat
 from plait.precision.linear import Linear
+from plait.precision.weight_only import WeightOnlyLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +34,23 @@ class PrecisionRecipe:
     compute: torch.dtype = torch.bfloat16
     rules: tuple[Rule, ...] = ()
 
+    @property
+    def weight_only(self) -> bool:
+        """Whether it holds weights as codes without masters: a recipe for inference."""
+        return any(rule.format.weight is not None and rule.format.weight.scale == "group" for rule in self.rules)
+
     def format(self, role: str) -> LinearFormat:
         """The format of the linear layers with this role."""
         return next((rule.format for rule in self.rules if fnmatchcase(role, rule.role)), HIGH)
 
-    def linear(self, d_in: int, d_out: int, *, role: str, bias: bool = False) -> Linear:
+    def linear(self, d_in: int, d_out: int, *, role: str, bias: bool = False) -> Linear | WeightOnlyLinear:
         """A linear layer that computes as this recipe says, with uninitialised weights."""
-        return Linear(d_in, d_out, bias=bias, number_format=self.format(role))
+        form = self.format(role)
+        if form.weight is not None and form.weight.scale == "group":
+            if fits_groups(d_in, form.weight.group):
+                return WeightOnlyLinear(d_in, d_out, bias=bias, weight=form.weight)
+            form = HIGH
+        return Linear(d_in, d_out, bias=bias, number_format=form)
 
     def computing_in(self, dtype: torch.dtype) -> "PrecisionRecipe":
         """The same rules over another compute dtype."""

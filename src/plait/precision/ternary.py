@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from plait.ops.quant import quantize_ternary
-from plait.precision.format import LinearFormat, TensorFormat
+from plait.precision.format import HIGH, LinearFormat, TensorFormat
 from plait.precision.recipe import PrecisionRecipe, Rule
 
 BITLINEAR = LinearFormat(
     input=TensorFormat(element="int8", scale="row"), weight=TensorFormat(element="ternary", scale="tensor")
 )
-TERNARY = PrecisionRecipe(name="ternary", compute=torch.bfloat16, rules=(Rule(role="*", format=BITLINEAR),))
+TERNARY = PrecisionRecipe(
+    name="ternary",
+    compute=torch.bfloat16,
+    rules=(Rule(role="head", format=HIGH), Rule(role="*", format=BITLINEAR)),
+)
 
 
 def quantize(w: Tensor) -> tuple[Tensor, Tensor]:
