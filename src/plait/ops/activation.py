@@ -7,16 +7,24 @@ Numbers  computed in the input dtype; squared ReLU overflows float16 beyond 255,
 Source   So et al. 2021, arXiv:2109.08668 (squared ReLU); Shazeer 2020, arXiv:2002.05202 (gated units).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op, native_serves
+from plait.ops.dispatch import Op, native_serves, triton_serves
 
 
 @Op
 def squared_relu(x: Tensor) -> Tensor:
     """Square of the positive part, element by element; shape and dtype of x."""
     return F.relu(x).square()
+
+
+@squared_relu.backend("triton", when=lambda x: x.dtype != torch.float64 and triton_serves(x))
+def _(x: Tensor) -> Tensor:
+    from plait.kernels.triton.activation import SquaredReLU
+
+    return SquaredReLU.apply(x)
 
 
 @squared_relu.backend("native", when=lambda x: x.is_contiguous() and native_serves("activation", x))

@@ -23,7 +23,9 @@ from triton.errors import TritonError
 Config = dict[str, int]
 
 # kernel -> its keywords: upper case are the kernel's own constants, the others are Triton's
-DEFAULTS: dict[str, Config] = {}
+DEFAULTS: dict[str, Config] = {
+    "squared_relu": {"BLOCK": 4096, "num_warps": 4},
+}
 
 # set while `tune` tries a candidate: kernel, candidate, and the shape classes that asked for it.
 # a plain global, not a context variable: backward passes run in a thread of their own
