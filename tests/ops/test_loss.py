@@ -44,9 +44,9 @@ def test_without_gradients_none_are_formed(monkeypatch: pytest.MonkeyPatch) -> N
     wanted: list[bool] = []
     real = module._loss_of
 
-    def noted(logits: torch.Tensor, targets: torch.Tensor, *, wants_gradient: bool) -> torch.Tensor:
+    def noted(logits: torch.Tensor, targets: torch.Tensor, wants_gradient: bool) -> torch.Tensor:
         wanted.append(wants_gradient)
-        return real(logits, targets, wants_gradient=wants_gradient)
+        return real(logits, targets, wants_gradient)
 
     monkeypatch.setattr(module, "_loss_of", noted)
     with torch.no_grad():

@@ -10,16 +10,21 @@ Numbers  products in h.dtype, softmax and sums in float32; the weight's gradient
 Source   Wijmans et al. 2024, arXiv:2411.09009 (cut cross-entropy), with slices of tokens instead of a kernel.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from plait.ops.dispatch import Op, native_serves
+from plait.ops.dispatch import Op, native_serves, triton_serves
 
 IGNORED = -100
 # logits held at a time, in h.dtype: enough rows for a fast product
 SLICE_LOGITS = 1 << 24
+# rows held at a time on a GPU, whose products are at their best from there
+GPU_ROWS = 2048
 # logits whose softmax is taken at a time, in float32: what stays in cache
 BLOCK_LOGITS = 1 << 18
 
@@ -35,35 +40,67 @@ def linear_cross_entropy(h: Tensor, w: Tensor, targets: Tensor, *, scale: float 
         scale: multiplies the sum, e.g. 1 / number of counted tokens for the mean.
 
     Returns: scalar float32, in nats.
-    Raises: ValueError at once for a target outside 0 .. V - 1 that is not -100.
+    Raises: ValueError at once for a target outside 0 .. V - 1 that is not -100; on a GPU, which must not be waited for,
+        the result is no number then.
     """
     _check(targets, w.shape[0])
     logits = h @ w.to(h.dtype).T
     return F.cross_entropy(logits.to(_wide(h)), targets, ignore_index=IGNORED, reduction="sum") * scale
 
 
+def _on_triton(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> bool:
+    return h.dtype != torch.float64 and triton_serves(h, w, targets)
+
+
+@linear_cross_entropy.backend("triton", when=_on_triton)
+def _(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
+    from plait.kernels.triton.loss import cross_entropy_rows
+
+    def loss_of(logits: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor:
+        return cross_entropy_rows(logits, targets, IGNORED, wants_gradient=wants_gradient).sum()
+
+    return _in_slices(h, w, targets, GPU_ROWS, loss_of) * scale
+
+
 @linear_cross_entropy.backend("sliced", when=lambda *args, **kwargs: True)
-def _sliced(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
+def _(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
     _check(targets, w.shape[0])
+    return _in_slices(h, w, targets, SLICE_LOGITS // w.shape[0], _loss_of) * scale
+
+
+LossOf = Callable[[Tensor, Tensor, bool], Tensor]
+
+
+def _in_slices(h: Tensor, w: Tensor, targets: Tensor, rows: int, loss_of: LossOf) -> Tensor:
     # inside the function, a parameter asks for its gradient even when nobody will want it
     wants = torch.is_grad_enabled()
-    return _SlicedCrossEntropy.apply(h, w, targets, wants and h.requires_grad, wants and w.requires_grad) * scale
+    wanted = (wants and h.requires_grad, wants and w.requires_grad)
+    return _SlicedCrossEntropy.apply(h, w, targets, rows, loss_of, *wanted)
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, w: Tensor, targets: Tensor, wants_dh: bool, wants_dw: bool) -> Tensor:
-        w_low, V = w.to(h.dtype), w.shape[0]
+    def forward(
+        ctx: FunctionCtx,
+        h: Tensor,
+        w: Tensor,
+        targets: Tensor,
+        rows: int,
+        loss_of: LossOf,
+        wants_dh: bool,
+        wants_dw: bool,
+    ) -> Tensor:
+        w_low = w.to(h.dtype)
         dh = torch.empty_like(h) if wants_dh else None
         dw = torch.zeros(w.shape, dtype=_wide(h), device=w.device) if wants_dw else None
         total = torch.zeros((), dtype=_wide(h), device=h.device)
-        for part in _slices(h.shape[0], SLICE_LOGITS // V):
+        for part in _slices(h.shape[0], rows):
             logits = h[part] @ w_low.T
-            total += _loss_of(logits, targets[part], wants_gradient=wants_dh or wants_dw)
+            total += loss_of(logits, targets[part], wants_dh or wants_dw)
             if dh is not None:
                 torch.mm(logits, w_low, out=dh[part])
             if dw is not None:
-                dw += logits.T @ h[part]
+                _add_product(dw, logits.T, h[part])
         ctx.save_for_backward(dh, dw)  # type: ignore[attr-defined]
         ctx.dtype = w.dtype  # type: ignore[attr-defined]
         return total
@@ -74,8 +111,29 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return (
             None if dh is None else (dh * grad).to(dh.dtype),
             None if dw is None else (dw * grad).to(ctx.dtype),  # type: ignore[attr-defined]
-            *(None, None, None),
+            *(None, None, None, None, None),
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b; on a GPU inside the product, without rounding to a half format on the way."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif total.is_cuda and _adds_wide(a.dtype, a.device):
+        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
+    else:
+        total += a @ b
+
+
+@functools.cache
+def _adds_wide(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this torch adds products of half formats to a float32 matrix on this GPU."""
+    a, total = torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, device=device)
+    try:
+        torch.ops.aten.addmm.dtype_out(total, a, a, torch.float32, out=total)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((total == 17).all())
 
 
 def _slices(n: int, size: int) -> list[slice]:
@@ -83,7 +141,7 @@ def _slices(n: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 
-def _loss_of(logits: Tensor, targets: Tensor, *, wants_gradient: bool) -> Tensor:
+def _loss_of(logits: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor:
     """Summed loss of a slice; its logits become d loss / d logits = softmax - one-hot, zero where left out."""
     if native_serves("loss", logits):
         from plait.kernels.native.loss import cross_entropy_rows
