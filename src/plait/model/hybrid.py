@@ -21,8 +21,8 @@ from plait.model.layer import LayerSpec, Norm, Span
 from plait.model.layers import KINDS
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.precision import RECIPES
-from plait.precision.linear import Linear
-from plait.precision.recipe import PrecisionRecipe
+from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
+from plait.precision.weight_only import hold_as_codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +65,11 @@ class Hybrid(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(spec, config, recipe) for spec in config.layers)
         self.norm = Norm(config.d_model, config.norm_eps)
-        self.head = None if config.ties_embeddings else Linear(config.d_model, config.vocab_size)
+        self.head = None if config.ties_embeddings else recipe.linear(config.d_model, config.vocab_size, role="head")
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D), the embedding itself when they are tied."""
+        """(V, D), the embedding itself when they are tied; what its codes stand for when it is held as codes."""
         return self.embed.weight if self.head is None else self.head.weight
 
     @property
@@ -124,7 +124,7 @@ class Hybrid(nn.Module):
             targets = _next_tokens(labels, attention_mask, starts)
             loss = self.loss_sum(x, targets) / (targets != IGNORED).sum()
         tail = x if n_logits is None else x[:, x.shape[1] - min(n_logits, x.shape[1]) :]
-        logits = F.linear(tail, self.head_weight.to(tail.dtype))
+        logits = F.linear(tail, self.embed.weight.to(tail.dtype)) if self.head is None else self.head(tail)
         return Output(logits=logits, loss=loss, hidden_states=streams if output_hidden_states else None)
 
     def hidden(
@@ -247,26 +247,37 @@ def recipe_of(name: str | PrecisionRecipe) -> PrecisionRecipe:
 def build(
     config: ModelConfig, recipe: str | PrecisionRecipe = "bf16", device: str | torch.device = "cpu", seed: int = 0
 ) -> Hybrid:
-    """A model with fresh weights: float32 masters, computed in what the recipe says.
+    """A model with fresh weights: float32 masters, computed in what the recipe says; codes if it is weight-only.
 
     Args:
         config: its sizes.
         recipe: a name from plait.precision.RECIPES, or a recipe.
         device: where to put it; the weights are the same wherever it is.
-        seed: of the random weights.
+        seed: of the random weights; codes are those of the weights that a plain recipe would draw.
 
     Raises: ConfigError for an unknown recipe.
     """
+    chosen = recipe_of(recipe)
     with torch.device("meta"):
-        model = Hybrid(config, recipe_of(recipe))
-    model.to_empty(device="cpu")
+        model = Hybrid(config, chosen.masters)
+        coded = Hybrid(config, chosen) if chosen.weight_only else None
     generator = torch.Generator().manual_seed(seed)
-    model.embed.weight.normal_(0.0, config.init_std, generator=generator)
-    for block, spec in zip(model.blocks, config.layers, strict=True):
+    model.embed.to_empty(device="cpu").weight.normal_(0.0, config.init_std, generator=generator)
+    for i, spec in enumerate(config.layers):
+        block = model.blocks[i].to_empty(device="cpu")
         assert isinstance(block, Block)
         block.norm.weight.fill_(1.0)
         KINDS[spec.symbol].init(block.mixer, config.init_std, len(config.layers), generator)
-    model.norm.weight.fill_(1.0)
+        if coded is not None:
+            # block by block, so that one block at a time is in memory as masters
+            hold_as_codes(model, coded, f"blocks.{i}", chosen.compute)
+    model.norm.to_empty(device="cpu").weight.fill_(1.0)
     if model.head is not None:
-        model.head.weight.normal_(0.0, config.init_std, generator=generator)
+        model.head.to_empty(device="cpu").weight.normal_(0.0, config.init_std, generator=generator)
+    if coded is not None:
+        hold_as_codes(model, coded, "head" if model.head is not None else "norm", chosen.compute)
+        model.recipe = chosen
+        for name, parameter in model.named_parameters():
+            if not name.endswith(ALWAYS_FLOAT32):
+                parameter.data = parameter.to(chosen.compute)
     return model.to(device)

@@ -17,6 +17,9 @@ from plait.precision.format import HIGH, LinearFormat
 from plait.precision.linear import Linear
 from plait.precision.weight_only import WeightOnlyLinear
 
+# endings of names; exponentials and tiny differences hang on these, half precision loses both
+ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -38,6 +41,11 @@ class PrecisionRecipe:
     def weight_only(self) -> bool:
         """Whether it holds weights as codes without masters: a recipe for inference."""
         return any(rule.format.weight is not None and rule.format.weight.scale == "group" for rule in self.rules)
+
+    @property
+    def masters(self) -> "PrecisionRecipe":
+        """The recipe whose weights are drawn: itself, or the plain one of its dtype where it holds codes."""
+        return replace(self, rules=()) if self.weight_only else self
 
     def format(self, role: str) -> LinearFormat:
         """The format of the linear layers with this role."""

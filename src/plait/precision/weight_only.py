@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plait.ops.quant import dequantize_groups, quantize_groups, weight_only_linear
 from plait.precision.format import TensorFormat
+from plait.precision.linear import Linear
 
 
 class WeightOnlyLinear(nn.Module):
@@ -63,6 +64,24 @@ class WeightOnlyLinear(nn.Module):
         if self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
         return self
+
+
+def hold_as_codes(module: nn.Module, like: nn.Module, inside: str, dtype: torch.dtype) -> None:
+    """Replace the linear layers of a module by codes of their weights wherever its twin has codes.
+
+    Args:
+        module: with the weights; changed in place.
+        like: the same model on meta, of a weight-only recipe; its layers are filled and move over.
+        inside: name of the part to change.
+        dtype: of biases.
+    """
+    for name, layer in list(like.get_submodule(inside).named_modules(prefix=inside)):
+        if isinstance(layer, WeightOnlyLinear):
+            master = module.get_submodule(name)
+            assert isinstance(master, Linear)
+            layer.quantize(master.weight)
+            layer.bias = None if master.bias is None else master.bias.detach().to(dtype)
+            module.set_submodule(name, layer)
 
 
 class _Refusing(torch.autograd.Function):
