@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, triton_serves
 
 NO_LIMIT = (0.0, float("inf"))
 CPU_CHUNK = 64
@@ -92,6 +92,33 @@ def ssd(
         ys.append((S * C_f[:, t, :, None]).sum(-1))
     y = torch.stack(ys, 1)
     return (y if D is None else y + D[:, None] * x_f).to(x.dtype), S
+
+
+def _triton_takes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: object) -> bool:
+    low = (torch.float32, torch.bfloat16, torch.float16)
+    return x.numel() > 0 and all(t.dtype in low for t in (x, dt, A, B, C)) and triton_serves(x, dt, A, B, C)
+
+
+@ssd.backend("triton", when=_triton_takes)
+def _triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_limit: tuple[float, float] = NO_LIMIT,
+    initial_state: Tensor | None = None,
+    starts: Tensor | None = None,
+    mask: Tensor | None = None,
+    chunk: int = 128,
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.triton.ssd import Scan
+
+    _check(x, B)
+    return Scan.apply(x, dt, A, B, C, D, dt_bias, initial_state, starts, mask, *dt_limit, chunk)
 
 
 @ssd.backend("chunked", when=lambda *args, **kwargs: True)
