@@ -52,7 +52,7 @@ static void forward(Shape s, const T *x, const T *past, const bool *starts, cons
       int reached = reach(s, starts ? starts + b * s.length : nullptr, past, t);
       for (int i = 0; i <= reached; i++) rows[i] = row_of(s, xb, pb, t - i);
       T *out = y + (b * s.length + t) * s.channels;
-      over(s.channels, [&](int64_t c, int n) {
+      over(s.channels, [&](int64_t c, int n) INLINE {
         vf v = filtered(rows, w, bias, s.channels, reached, c, n);
         put(out + c, s.silu ? v * sigmoid(v) : v, n);
       });
@@ -87,7 +87,7 @@ static void backward(Shape s, const T *x, const T *past, const bool *starts, con
           int reached = reaches[t % s.taps];
           for (int i = 0; i <= reached; i++) rows[i] = row_of(s, xb, pb, t - i);
           const T *dyt = dy + (b * s.length + t) * C;
-          over(C, [&](int64_t c, int n) {
+          over(C, [&](int64_t c, int n) INLINE {
             vf gv = get(dyt + c, n);
             if (s.silu) {
               vf v = filtered(rows, w, bias, C, reached, c, n), e = sigmoid(v);
@@ -103,7 +103,7 @@ static void backward(Shape s, const T *x, const T *past, const bool *starts, con
         int64_t done = t - (s.taps - 1);  // nothing later reaches this token
         if (done < lowest || done >= last) continue;
         T *out = done >= 0 ? dx + (b * s.length + done) * C : dpast + (b * (s.taps - 1) + s.taps - 1 + done) * C;
-        over(C, [&](int64_t c, int n) {
+        over(C, [&](int64_t c, int n) INLINE {
           vf d{};
           for (int i = 0; i < s.taps; i++)
             if (int64_t later = done + i; later >= 0 && reaches[later % s.taps] >= i)

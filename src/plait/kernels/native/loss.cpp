@@ -28,7 +28,7 @@ static void rows_of(T *logits, const int64_t *targets, float *losses, int64_t ro
       float m = max(most);
       for (int64_t i = whole; i < V; i++) m = std::fmax(m, load1(l + i));  // NaNs come back through exp below
       vf total{};
-      over(V, [&](int64_t i, int n) {
+      over(V, [&](int64_t i, int n) INLINE {
         vf v = exp(get(l + i, n) - m);
         for (int k = n; k < W; k++) v[k] = 0;
         total += v;
@@ -37,7 +37,7 @@ static void rows_of(T *logits, const int64_t *targets, float *losses, int64_t ro
       float s = sum(total);
       losses[row] = std::log(s) + m - load1(l + target);
       if (!wants_gradient) continue;
-      over(V, [&](int64_t i, int n) { put(l + i, load(&e[i]) * (1.0f / s), n); });
+      over(V, [&](int64_t i, int n) INLINE { put(l + i, load(&e[i]) * (1.0f / s), n); });
       store1(l + target, e[target] / s - 1.0f);
     }
   }

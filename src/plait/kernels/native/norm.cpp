@@ -24,7 +24,7 @@ static void forward(const T *x, int64_t x_stride, const T *z, int64_t z_stride, 
       for (int64_t g = 0; g < groups; g++) {
         const T *xg = x + row * x_stride + g * n, *zg = z + row * z_stride + g * n;
         vf squares{};
-        over(n, [&](int64_t i, int k) {
+        over(n, [&](int64_t i, int k) INLINE {
           vf v = get(xg + i, k);
           if (GATED) {
             vf zi = get(zg + i, k);
@@ -36,7 +36,7 @@ static void forward(const T *x, int64_t x_stride, const T *z, int64_t z_stride, 
         float scale = inverse_rms(sum(squares), n, eps);
         r[row * groups + g] = scale;
         T *yg = y + (row * groups + g) * n;
-        over(n, [&](int64_t i, int k) { put(yg + i, load(&u[i]) * scale * get(w + g * n + i, k), k); });
+        over(n, [&](int64_t i, int k) INLINE { put(yg + i, load(&u[i]) * scale * get(w + g * n + i, k), k); });
       }
   }
 }
@@ -56,7 +56,7 @@ static void backward(const T *x, int64_t x_stride, const T *z, int64_t z_stride,
         int64_t at = (row * groups + g) * n;
         float scale = r[row * groups + g];
         vf product{};
-        over(n, [&](int64_t i, int k) {
+        over(n, [&](int64_t i, int k) INLINE {
           vf v = get(xg + i, k), d = get(dy + at + i, k);
           if (GATED) {
             vf zi = get(zg + i, k);
@@ -69,7 +69,7 @@ static void backward(const T *x, int64_t x_stride, const T *z, int64_t z_stride,
           store(&h[i], hi);
         });
         float slope = -scale * scale * scale * sum(product) / (float)n;
-        over(n, [&](int64_t i, int k) {
+        over(n, [&](int64_t i, int k) INLINE {
           vf du = load(&h[i]) * scale + load(&u[i]) * slope;
           if (GATED) {
             vf zi = get(zg + i, k), s = sigmoid(zi);
