@@ -21,16 +21,16 @@ from plait.formats import FORMATS
 from plait.formats.error import CheckpointError as CheckpointError
 from plait.formats.folder import carried, whole_folder
 from plait.formats.format import Contents, Format
+from plait.formats.quantize import holds_codes, quantized
 from plait.formats.shards import MAX_SHARD_BYTES, Progress
 from plait.formats.tensors import LazyTensor
 from plait.model.hybrid import Hybrid, recipe_of
-from plait.precision.recipe import PrecisionRecipe
+from plait.precision import RECIPES
+from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
+from plait.precision.weight_only import CODED
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 PLAIN = ("bf16", "fp32")
-
-# exponentials and tiny differences hang on these; half precision loses both
-_ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +78,11 @@ class Checkpoint(Contents):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which most of it is stored."""
+        """The dtype in which most of it is stored; of what stays high where the rest are codes."""
         sizes: Counter[torch.dtype] = Counter()
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] += tensor.n_bytes
+        for name, tensor in self.tensors.items():
+            if not name.endswith(CODED):
+                sizes[tensor.dtype] += tensor.n_bytes
         return sizes.most_common(1)[0][0]
 
     def model(
@@ -94,7 +95,8 @@ class Checkpoint(Contents):
         """Build the model and read its tensors straight into its parameters.
 
         Args:
-            recipe: what products are computed in; None takes what the model needs, over `dtype`.
+            recipe: what products are computed in; None takes what the model needs, over `dtype`. A weight-only recipe
+                ("int8", "int4-32-zero") quantises the weights as they are read.
             device: where; "auto" is the GPU if there is one, else the CPU.
             dtype: of the parameters, and of the products where no recipe is given; "auto" is as stored.
             verify: first check every byte; None where the format records checksums, True insists on them.
@@ -103,15 +105,18 @@ class Checkpoint(Contents):
             CheckpointError naming the file that was damaged.
         """
         where, wanted = _device(device), _dtype(dtype)
+        chosen = self._recipe(recipe, wanted)
+        if chosen.weight_only and not holds_codes(self):
+            return quantized(self, chosen, wanted).model(chosen, device, dtype, verify)
         with torch.device("meta"):
-            model = Hybrid(self.config, self._recipe(recipe, wanted))
+            model = Hybrid(self.config, chosen)
         if verify is not False:
             self.check(required=verify is True)
         for name, tensor in self.tensors.items():
             stored = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
-            kept = name.endswith(_ALWAYS_FLOAT32) and wanted != torch.float64
-            chosen = torch.float32 if kept else wanted or stored
-            out = torch.empty(tensor.shape, dtype=chosen, device=where)
+            kept = name.endswith(ALWAYS_FLOAT32) and wanted != torch.float64
+            held = torch.float32 if kept else wanted or stored
+            out = torch.empty(tensor.shape, dtype=tensor.dtype if name.endswith(CODED) else held, device=where)
             tensor.copy_to(out)
             _put(model, name, out)
         model.origin = self.folder
@@ -134,14 +139,35 @@ class Checkpoint(Contents):
         provenance = {"parent": {"name": self.folder.resolve().name, **self.provenance}}
         return _save(replace(self, provenance=provenance), path, format, dtype, overwrite, max_shard_bytes, progress)
 
+    def quantized(self, recipe: str | PrecisionRecipe, dtype: str | torch.dtype | None = None) -> "Checkpoint":
+        """The same checkpoint with its weights as codes of a weight-only recipe; computed as they are read.
+
+        Args:
+            recipe: such as "int8" or "int4-32-zero".
+            dtype: of what stays high; None for the recipe's own.
+
+        Raises: ConfigError for an unknown recipe; CheckpointError for one without codes, or if it holds codes already.
+        """
+        chosen = recipe_of(recipe)
+        if not chosen.weight_only:
+            known = ", ".join(name for name, row in RECIPES.items() if row.weight_only)
+            raise CheckpointError(f"recipe {chosen.name!r} holds no codes to quantise to; those that do: {known}")
+        return quantized(self, chosen, None if dtype is None else _dtype(dtype))
+
     def _recipe(self, recipe: str | PrecisionRecipe | None, wanted: torch.dtype | None) -> PrecisionRecipe:
-        if recipe is not None:
-            return recipe_of(recipe)
+        asked = None if recipe is None else recipe_of(recipe)
+        if holds_codes(self) and asked is not None and asked.name != self.recipe:
+            raise CheckpointError(
+                f"{self.folder}: its weights are {self.recipe} codes and cannot be computed as {asked.name}; "
+                "leave out the recipe, or take the checkpoint that they were made from"
+            )
+        if asked is not None and not holds_codes(self):
+            return asked.computing_in(wanted or asked.compute) if asked.weight_only else asked
         stored = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
         compute = wanted or (torch.float32 if stored == torch.float64 else stored)
-        if self.recipe in PLAIN:
+        if asked is None and self.recipe in PLAIN:
             return recipe_of("bf16" if compute == torch.bfloat16 else "fp32").computing_in(compute)
-        return recipe_of(self.recipe).computing_in(compute)
+        return (asked or recipe_of(self.recipe)).computing_in(compute)
 
 
 def load(
@@ -234,7 +260,8 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _cast(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
-    kept = {name: tensor.cast(torch.float32) for name, tensor in tensors.items() if name.endswith(_ALWAYS_FLOAT32)}
+    kept = {name: tensor.cast(torch.float32) for name, tensor in tensors.items() if name.endswith(ALWAYS_FLOAT32)}
+    kept |= {name: tensor for name, tensor in tensors.items() if name.endswith(CODED)}
     return {
         name: kept.get(name) or (tensor if dtype is None else tensor.cast(dtype)) for name, tensor in tensors.items()
     }

@@ -24,6 +24,7 @@ from plait.formats.safetensors import files_of, open_folder
 from plait.formats.shards import Progress, write_tensors, write_text
 from plait.formats.tensors import LazyTensor
 from plait.model.config import ModelConfig
+from plait.precision import RECIPES
 
 log = logging.getLogger("plait.formats")
 
@@ -154,6 +155,10 @@ def family_for(config: ModelConfig) -> tuple[Family, dict[str, object]]:
     Raises: CheckpointError with the reason of the config's own family, if none can.
     """
     own = FAMILIES.get(config.family)
+    if config.recipe in RECIPES and RECIPES[config.recipe].weight_only:
+        raise CheckpointError(
+            f"recipe {config.recipe!r}: no reader of Hugging Face folders knows these codes; save as native"
+        )
     if config.recipe == "ternary" and config.family != "bitnet":
         raise CheckpointError(
             f"a {config.family or 'nameless'} model of ternary weights is not read by others; save as native"

@@ -15,8 +15,9 @@ import torch
 from plait.formats.error import CheckpointError
 from plait.formats.tensors import LazyTensor
 from plait.model.config import ModelConfig
-from plait.model.hybrid import Hybrid
+from plait.model.hybrid import Hybrid, recipe_of
 from plait.precision.plain import FP32
+from plait.precision.weight_only import CODED
 
 log = logging.getLogger("plait.formats")
 
@@ -151,13 +152,19 @@ def to_theirs(names: Names, config: ModelConfig, tensors: Mapping[str, LazyTenso
 
 
 def same_names(config: ModelConfig, stored: Mapping[str, LazyTensor], where: str) -> dict[str, LazyTensor]:
-    """Check tensors that have our names already; errors are those of `to_ours`."""
-    expected = shapes_of(config)
+    """Check tensors that have our names already, codes of a weight-only recipe too; errors are those of `to_ours`."""
+    recipe = recipe_of(config.recipe)
+    with torch.device("meta"):
+        expected = Hybrid(config, recipe if recipe.weight_only else FP32).state_dict()
     missing = [name for name in expected if name not in stored]
     leftover = [name for name in stored if name not in expected]
     if missing or leftover:
         raise CheckpointError(_unmatched(missing, leftover, where))
-    return {name: _of_shape(stored[name], shape, name, "config", where) for name, shape in expected.items()}
+    for name, tensor in expected.items():
+        found = stored[name].dtype
+        if name.endswith(CODED) and found != tensor.dtype:
+            raise CheckpointError(f"{where}: tensor {name!r} holds {found}, {config.recipe!r} has {tensor.dtype} there")
+    return {name: _of_shape(stored[name], tuple(t.shape), name, "config", where) for name, t in expected.items()}
 
 
 def _spell(spellings: Iterable[tuple[str, str]], name: str) -> str:
@@ -171,7 +178,7 @@ def _merged(r: Rule, n: int) -> str:
 
 
 def _of_shape(tensor: LazyTensor, shape: Shape, name: str, sizes: str, where: str) -> LazyTensor:
-    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
+    if not name.endswith(CODED) and (not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1):
         raise CheckpointError(
             f"{where}: tensor {name!r} holds {tensor.dtype} codes; quantised weights are not read yet, "
             "take the checkpoint in bfloat16"

@@ -89,15 +89,19 @@ class LazyTensor:
 
     def row(self, index: int) -> "LazyTensor":
         """Entry `index` of the first axis."""
+        return self.rows(index, 1).reshaped(self.shape[1:])
+
+    def rows(self, first: int, n: int) -> "LazyTensor":
+        """`n` entries of the first axis."""
         count = prod(self.shape[1:])
-        skip, left, runs = index * count, count, []
+        skip, left, runs = first * count, n * count, []
         for run in self.runs:
             if skip < run.count and left:
                 taken = min(left, run.count - skip)
                 runs.append(Run(run.source, run.start + skip, taken))
                 left -= taken
             skip = max(skip - run.count, 0)
-        return LazyTensor(shape=self.shape[1:], dtype=self.dtype, runs=tuple(runs))
+        return LazyTensor(shape=(n, *self.shape[1:]), dtype=self.dtype, runs=tuple(runs))
 
     def blocks(self) -> Iterator[Tensor]:
         """The numbers in order, as (n,) tensors of at most BLOCK_BYTES; each is valid until the next is asked for."""

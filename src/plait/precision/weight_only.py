@@ -14,6 +14,9 @@ from plait.ops.quant import dequantize_groups, quantize_groups, weight_only_line
 from plait.precision.format import TensorFormat
 from plait.precision.linear import Linear
 
+# endings of the names of what such a weight consists of; kept as they are, whatever dtype the rest is stored in
+CODED = (".codes", ".scales", ".zeros")
+
 
 class WeightOnlyLinear(nn.Module):
     """codes (N, K) or packed (N, K / 2), scales (N, K / group) float16, zeros (N, K / group) uint8 or None."""
