@@ -30,6 +30,11 @@ THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 class BuildNative(build_ext):
     """Plain shared libraries with a C interface, not Python modules."""
 
+    def initialize_options(self) -> None:
+        """All processors compile."""
+        super().initialize_options()
+        self.parallel = os.cpu_count()
+
     def get_ext_filename(self, fullname: str) -> str:
         """package.name -> package/name.so, without the interpreter's tag."""
         return str(Path(*fullname.split(".")).with_suffix(".so"))
