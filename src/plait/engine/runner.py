@@ -114,20 +114,30 @@ def prefill(model: Hybrid, prompts: Sequence[Sequence[int]], cache: Cache, chunk
 
     Returns: (B, V) logits after each prompt's last token.
     """
-    batch, length = len(prompts), max(map(len, prompts))
-    ids = torch.zeros(batch, length, dtype=torch.int64)
-    mask = torch.zeros(batch, length, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = True
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    width = max(1, chunk // batch)
+    length, width = max(map(len, prompts)), max(1, chunk // len(prompts))
+    # nothing but the prompts themselves is as long as they are
     for first in range(0, length - width, width):
-        part = slice(first, first + width)
-        model.hidden(ids[:, part], attention_mask=mask[:, part], cache=cache)
-    tail = slice((length - 1) // width * width, length)
-    logits = model(ids[:, tail], attention_mask=mask[:, tail], cache=cache, n_logits=1).logits
-    return logits[:, 0]
+        ids, mask = _columns(prompts, length, first, first + width)
+        model.hidden(ids.to(model.device), attention_mask=_to(mask, model), cache=cache)
+    ids, mask = _columns(prompts, length, (length - 1) // width * width, length)
+    return model(ids.to(model.device), attention_mask=_to(mask, model), cache=cache, n_logits=1).logits[:, 0]
+
+
+def _columns(prompts: Sequence[Sequence[int]], length: int, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+    """Some columns of the prompts, padded on the left: (B, last - first) ids, and the mask if there is padding."""
+    ids = torch.zeros(len(prompts), last - first, dtype=torch.int64)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        pad = length - len(prompt)
+        if pad < last:
+            begin = max(pad - first, 0)
+            ids[row, begin:] = torch.tensor(prompt[max(first - pad, 0) : last - pad])
+            mask[row, begin:] = True
+    return ids, None if bool(mask.all()) else mask
+
+
+def _to(mask: Tensor | None, model: Hybrid) -> Tensor | None:
+    return None if mask is None else mask.to(model.device)
 
 
 def decode(model: Hybrid, rows: Sequence[Row], cache: Cache, logits: Tensor) -> Iterator[list[int]]:

@@ -12,7 +12,6 @@ Source   Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from plait.ops.dispatch import Op
 
@@ -52,6 +51,9 @@ def attention(
     if key_mask is None and documents is None and L == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
     if q.is_cuda and key_mask is None and documents is None and q.dtype in (torch.float16, torch.bfloat16):
+        # half of a second and 150 MB, which only a GPU has a use for
+        from torch.nn.attention.bias import causal_lower_right
+
         # the GPU's tiled kernels align the causal mask with the last key and never form it
         aligned = causal_lower_right(L, S)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=aligned, enable_gqa=grouped).transpose(1, 2)  # type: ignore[arg-type]
