@@ -11,6 +11,7 @@ from plait.ops.dispatch import use as use
 from plait.ops.loss import linear_cross_entropy as linear_cross_entropy
 from plait.ops.moe import experts as experts
 from plait.ops.moe import route as route
+from plait.ops.norm import add_rms_norm as add_rms_norm
 from plait.ops.norm import gated_rmsnorm as gated_rmsnorm
 from plait.ops.norm import rms_norm as rms_norm
 from plait.ops.rope import rotate as rotate

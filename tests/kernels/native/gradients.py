@@ -17,7 +17,7 @@ def outputs_and_gradients(
     with use(backend):
         y = f(*given)
     g = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    gradients = torch.autograd.grad(y, wanted, g.to(dtype).to(y.dtype), allow_unused=True)
+    gradients = torch.autograd.grad(y, wanted, g.to(dtype).to(y), allow_unused=True)
     return [y.detach(), *(torch.zeros_like(t) if d is None else d for t, d in zip(wanted, gradients, strict=True))]
 
 

@@ -1,6 +1,6 @@
 """How a kernel's block sizes and warps are chosen: good defaults, overridden by what was measured on this GPU.
 
-`config("rms_norm", D=4096)` is a row of the table below, unless this GPU, with this Triton, was measured at this class
+`config("rms_norm", D=4096)` is that kernel's row of DEFAULTS, unless this GPU, with this Triton, was measured at this class
 of shapes before (each number rounded up to a power of two). `tune` measures; the winners are kept in a small JSON file
 in the user's cache directory, one per GPU model and Triton version: nothing is searched while a model runs.
 
@@ -22,10 +22,9 @@ from triton.errors import TritonError
 
 Config = dict[str, int]
 
-# kernel -> its keywords: upper case are the kernel's own constants, the others are Triton's
-DEFAULTS: dict[str, Config] = {
-    "squared_relu": {"BLOCK": 4096, "num_warps": 4},
-}
+# kernel -> its keywords: upper case are the kernel's own constants, the others are Triton's.
+# each kernel's file adds its rows
+DEFAULTS: dict[str, Config] = {}
 
 # set while `tune` tries a candidate: kernel, candidate, and the shape classes that asked for it.
 # a plain global, not a context variable: backward passes run in a thread of their own
