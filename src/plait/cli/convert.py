@@ -1,4 +1,7 @@
-"""`plait convert`: write a checkpoint in another format or dtype, one block at a time; no model is built."""
+"""`plait convert`: write a checkpoint in another format, dtype or as int8 or int4 codes, one block at a time.
+
+No model is built in memory.
+"""
 
 import sys
 import time
@@ -12,11 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from plait.cli.launch import arg
+from plait.config import nearest
 from plait.formats.checkpoint import Checkpoint
+from plait.precision import RECIPES
 from plait.report import Report
 
 EXAMPLE = """plait convert downloads/nemotron-h-8b mine --to native
-  plait convert runs/demo/model shared/demo-hf --to hf --dtype bfloat16"""
+  plait convert runs/demo/model shared/demo-hf --to hf --dtype bfloat16
+  plait convert mine mine-int4 --to native --quantize int4"""
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -31,17 +37,35 @@ class Inputs:
     dtype: Literal["bfloat16", "float32"] | None = arg(
         default=None, help="store in this; otherwise bit by bit as it is"
     )
+    quantize: str | None = arg(
+        default=None,
+        help="hold weights as codes, for inference: int8 or int4; int4-32-zero names the group and adds zero points",
+    )
     force: bool = arg(default=False, help="replace a checkpoint that is in the target folder already")
     verify: bool | None = arg(
         default=None,
         help="first hold every byte of the source against its checksums; default: where its format records them",
     )
 
+    def __post_init__(self) -> None:
+        coded = [name for name, recipe in RECIPES.items() if recipe.weight_only]
+        if self.quantize is not None and self.quantize not in coded:
+            near = nearest(self.quantize, coded)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"quantize={self.quantize!r} is unknown{hint} (known: {', '.join(coded)})")
+        if self.quantize is not None and self.to == "hf":
+            raise ValueError(
+                f"quantize={self.quantize!r} with to='hf': no reader of Hugging Face folders knows these codes; "
+                "write --to native, which plait reads"
+            )
+
 
 def run(inputs: Inputs) -> Report:
     """Convert; what cannot be expressed is refused before the first byte is written."""
     start = time.perf_counter()
     checkpoint = Checkpoint.open(inputs.source)
+    if inputs.quantize is not None:
+        checkpoint = checkpoint.quantized(inputs.quantize, inputs.dtype)
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     with _progress(n_bytes) as show:
         checkpoint.save(
@@ -54,6 +78,8 @@ def run(inputs: Inputs) -> Report:
     report.add("parameters", checkpoint.config.cost().params)
     report.add("files of tensors", len(files))
     report.add("bytes", sum(file.stat().st_size for file in files), "bytes")
+    if inputs.quantize is not None:
+        report.add("bits per parameter", n_bytes * 8 / checkpoint.config.cost().params, "bits")
     report.add("seconds", seconds, "s")
     report.add("speed", n_bytes / seconds / 1e6, "MB/s")
     return report

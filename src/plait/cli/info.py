@@ -1,6 +1,7 @@
 """`plait info`: a model's layers, parameters, bytes and cost, without loading or allocating any of it.
 
-    weights   parameters x bytes of the recipe's numbers
+    weights   parameters x bytes of the recipe's numbers; codes and their scales where it holds codes
+    decode    bytes of weights and cache that one token of one sequence reads
     cache     (KV bytes per token x context + state bytes per sequence) x batch
     FLOPs     forward pass, multiply-adds counted twice; attention's products over the context come on top
 
@@ -17,14 +18,17 @@ from rich.text import Text
 
 from plait.cli.drawing import COLOURS, Drawn, count, flops, pattern, positions, render, size, sizes_of
 from plait.cli.launch import arg
+from plait.cli.weights import weights
 from plait.config import nearest
 from plait.model.config import ModelConfig
 from plait.model.hybrid import recipe_of
 from plait.model.layers import KINDS
 from plait.model.layers.attention import Attention
+from plait.model.layers.moe import MoE
 from plait.model.presets import PRESETS
 
 EXAMPLE = """plait info nemotron-h-8b --context 128k
+  plait info nemotron-h-8b --recipe int4
   plait info --presets
   plait info path/to/checkpoint --batch 16"""
 
@@ -62,6 +66,9 @@ class Sizes:
     params: int
     active_params: int
     weight_bytes: int
+    bits_per_parameter: float
+    decode_weight_bytes: int
+    decode_cache_bytes: int
     training_bytes: int
     flops_per_token: int
     context_flops_per_token: int
@@ -83,13 +90,17 @@ def sizes(config: ModelConfig, context: int, batch: int, recipe: str | None = No
     Raises: ConfigError for an unknown recipe.
     """
     cost = config.cost()
+    held = weights(config, recipe or config.recipe)
     width = recipe_of(recipe or config.recipe).compute.itemsize
     kv = cost.kv_numbers_per_token * width
     ssm, conv = cost.ssm_numbers * SSM_BYTES, cost.conv_numbers * width
     return Sizes(
         params=cost.params,
         active_params=cost.active_params,
-        weight_bytes=cost.params * width,
+        weight_bytes=held.stored,
+        bits_per_parameter=held.stored * 8 / cost.params,
+        decode_weight_bytes=held.read,
+        decode_cache_bytes=kv * context + ssm + conv,
         training_bytes=cost.params * TRAINING_BYTES,
         flops_per_token=cost.flops_per_token,
         context_flops_per_token=cost.flops_per_token_per_key * context,
@@ -145,7 +156,6 @@ def _find(model: str) -> tuple[ModelConfig, str]:
 
 def _describe(config: ModelConfig, where: str, context: int, batch: int, recipe: str | None) -> Drawn:
     s = sizes(config, context, batch, recipe)
-    numbers = recipe_of(recipe or config.recipe).name.upper()
     report = Drawn(config.name or where)
     report.add("pattern", config.pattern)
     for field, unit in _UNITS.items():
@@ -156,7 +166,9 @@ def _describe(config: ModelConfig, where: str, context: int, batch: int, recipe:
     table.add_row("parameters", count(s.params), _share(config))
     if s.active_params != s.params:
         table.add_row("active", count(s.active_params), "parameters that one token is multiplied with")
-    table.add_row("weights", size(s.weight_bytes), f"{numbers}; {size(s.training_bytes)} to train with AdamW")
+    table.add_row("weights", size(s.weight_bytes), _weights(config, s, recipe or config.recipe))
+    per_token = size(s.decode_weight_bytes + s.decode_cache_bytes)
+    table.add_row("decode reads", per_token, f"per token: weights {size(s.decode_weight_bytes)}, the rest cache")
     table.add_row("FLOPs", flops(s.flops_per_token), "per token forward; training takes three times as many")
     if s.context_flops_per_token:
         table.add_row("", flops(s.context_flops_per_token), f"more for attention after {context:,} tokens")
@@ -185,6 +197,9 @@ _UNITS = {
     "params": "",
     "active_params": "",
     "weight_bytes": "bytes",
+    "bits_per_parameter": "bits",
+    "decode_weight_bytes": "bytes",
+    "decode_cache_bytes": "bytes",
     "training_bytes": "bytes",
     "flops_per_token": "FLOP",
     "context_flops_per_token": "FLOP",
@@ -193,6 +208,17 @@ _UNITS = {
     "conv_bytes": "bytes",
     "cache_bytes": "bytes",
 }
+
+
+def _weights(config: ModelConfig, s: Sizes, recipe: str) -> str:
+    """What the weights are held in, in words."""
+    if not recipe_of(recipe).weight_only:
+        return f"{recipe.upper()}; {size(s.training_bytes)} to train with AdamW"
+    high = weights(config, recipe).high
+    experts = ", experts" * any(isinstance(spec, MoE) for spec in config.layers)
+    short = f", {len(high)} matrices whose rows no group divides ({high[0]}, ...)" if high else ""
+    dtype = str(recipe_of(recipe).compute).removeprefix("torch.")
+    return f"{recipe.upper()}, {s.bits_per_parameter:.2f} bits per parameter; embedding{experts}{short} in {dtype}"
 
 
 def _share(config: ModelConfig) -> str:

@@ -55,7 +55,11 @@ def run(inputs: Inputs) -> Report:
     """Train; everything that can be refused is refused before anything is written."""
     recipe = load(TrainRecipe, inputs.recipe, inputs.overrides)
     out = inputs.out or Path("runs") / inputs.recipe.stem
-    recipe_of(recipe.precision)
+    if recipe_of(recipe.precision).weight_only:
+        raise ConfigError(
+            f'precision="{recipe.precision}" holds weights as codes, which cannot be trained; train in "bf16", '
+            "then plait convert --quantize"
+        )
     device = _device(recipe.device)
     datasets = {name: source.open() for name, source in recipe.data.sources.items()}
     config = recipe.model.config(max(map(vocab_size, datasets.values())))

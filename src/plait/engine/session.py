@@ -167,9 +167,10 @@ def _facts(model: Hybrid) -> dict[str, str]:
     """What must agree for a cache to mean the same: sizes, weights (some of each tensor), precision."""
     config = model.config
     weights = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    # codes of quantised weights are no parameters
+    for name, tensor in model.state_dict().items():
         weights.update(name.encode())
-        weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        weights.update(tensor.detach().flatten()[:64].float().cpu().numpy().tobytes())
     sizes = json.dumps(config.to_dict() | {"name": ""}, sort_keys=True)
     return {
         "model": config.name or f"{config.family} {config.pattern}",
