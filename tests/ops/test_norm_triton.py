@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytes
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that a few rows make several, and that programs have several to walk."""
     for kernel in ("rms_norm", "rms_norm_backward", "gated_rmsnorm", "gated_rmsnorm_backward"):
-        monkeypatch.setitem(DEFAULTS, kernel, {**DEFAULTS[kernel], "NUMBERS": 128})
+        monkeypatch.setitem(DEFAULTS, kernel, {**DEFAULTS[kernel], "NUMBERS": 256})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,8 +1,8 @@
 """How a kernel's block sizes and warps are chosen: good defaults, overridden by what was measured on this GPU.
 
-`config("rms_norm", D=4096)` is that kernel's row of DEFAULTS, unless this GPU, with this Triton, was measured at this class
-of shapes before (each number rounded up to a power of two). `tune` measures; the winners are kept in a small JSON file
-in the user's cache directory, one per GPU model and Triton version: nothing is searched while a model runs.
+`config("rms_norm", D=4096)` is that kernel's row of DEFAULTS, unless this GPU, with this Triton, was measured at this
+class of shapes before (each number rounded up to a power of two). `tune` measures; the winners are kept in a small JSON
+file in the user's cache directory, one per GPU model and Triton version: nothing is searched while a model runs.
 
 A kernel takes its row as keywords: `kernel[grid](x, ..., **config("rms_norm", D=D))`.
 """
