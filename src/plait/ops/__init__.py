@@ -15,5 +15,6 @@ from plait.ops.norm import add_rms_norm as add_rms_norm
 from plait.ops.norm import gated_rmsnorm as gated_rmsnorm
 from plait.ops.norm import rms_norm as rms_norm
 from plait.ops.rope import rotate as rotate
+from plait.ops.sample import sample_ids as sample_ids
 from plait.ops.ssd import selective_state_update as selective_state_update
 from plait.ops.ssd import ssd as ssd

@@ -7,7 +7,7 @@ gradient is wanted, to put it in the place of the logits. A row that is left out
 is asked of the GPU: a target outside the vocabulary makes its row's loss no number.
 """
 
-# pyright: reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
 
 import torch
 import triton
