@@ -1,9 +1,9 @@
 """The Mamba-2 scan as a differentiable function on a GPU: which kernels run, over what blocks.
 
-Forwards, two launches: `walk` adds up what each segment of the sequence does to the state, `scan` starts every segment
-from there and writes y. With enough sequences and heads to fill the machine a segment is the whole sequence, and `scan`
-runs alone. Backwards, three or four: `walk` again for the state before each chunk, `walk` backwards for the gradient of
-the state after it (twice if there are segments), `gradients` for all the rest, one chunk at a time.
+Forwards: `steps` (dt and its running sums), `walk` (what each segment of the sequence does to the state), `scan` (every
+segment from its start: y). With enough sequences and heads to fill the machine, a segment is the whole sequence and
+`walk` falls away. Backwards: `steps` again, `walk` for the state before each chunk, `walk` backwards for the gradient of
+the state after it (twice if there are segments), `gradients` for the rest, one chunk at a time, `step_gradients`.
 
 Shapes   b batch, L time, H heads, G groups, P head size, N state size, n = L / Q chunks.
 Numbers  as ops.ssd: float32 but for matrix products' operands, which are rounded to the type of x.
@@ -18,15 +18,18 @@ from torch import Tensor
 from plait.kernels.triton.ssd_backward import gradients
 from plait.kernels.triton.ssd_forward import scan
 from plait.kernels.triton.ssd_states import walk
+from plait.kernels.triton.ssd_steps import step_gradients, steps
 
-# a large GPU runs about four programs on each of 132 multiprocessors at a time
+# a large GPU has 132 multiprocessors; two to four programs on each hide each other's waits
 PROGRAMS = 528
 SHORTEST_SEGMENT = 256
+LONGEST_CHUNK = 128
+HEADS = 32
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of a scan and how it is cut up."""
+class Cut:
+    """The sizes of a scan, and how it is cut up."""
 
     b: int
     L: int
@@ -34,60 +37,112 @@ class Sizes:
     G: int
     P: int
     N: int
-    segment: int
-    n_segments: int
     Q: int
+    segment: int
     precision: str
 
     @property
     def n_chunks(self) -> int:
-        return triton.cdiv(self.L, self.Q)
+        return -(-self.L // self.Q)
 
-    def blocks(self) -> dict[str, object]:
-        """The constants that every kernel takes."""
+    @property
+    def n_padded(self) -> int:
+        return self.n_chunks * self.Q
+
+    @property
+    def n_segments(self) -> int:
+        return -(-self.L // self.segment)
+
+    @property
+    def parts(self) -> int:
+        """Programs that share a group's heads: one, unless the chunks are too few to fill the machine."""
+        return min(self.H // self.G, max(1, PROGRAMS // 2 // (self.b * self.n_chunks * self.G)))
+
+    def blocks(self) -> dict[str, int | str]:
+        """The constants of every kernel that works on tiles."""
         PB, NB = (max(16, triton.next_power_of_2(size)) for size in (self.P, self.N))
         return {"P": self.P, "N": self.N, "PB": PB, "NB": NB, "Q": self.Q, "PRECISION": self.precision}
 
 
-def sizes(x: Tensor, B: Tensor, chunk: int) -> Sizes:
-    """How to cut up a scan: enough segments to fill the machine, chunks that fit its registers."""
+def cut(x: Tensor, B: Tensor, chunk: int) -> Cut:
+    """Cut a scan into chunks that fit the registers, and into enough segments to fill the machine.
+
+    Args:
+        x: (b, L, H, P); B: (b, L, G, N).
+        chunk: the longest chunk wanted.
+
+    Returns: the cut.
+    """
     b, L, H, P = x.shape
     G, N = B.shape[2:]
-    n = max(1, min(PROGRAMS // (b * H), L // SHORTEST_SEGMENT))
-    # a multiple of every chunk length
-    segment = triton.cdiv(triton.cdiv(L, n), 128) * 128
-    longest = 64 if x.element_size() == 2 else 32
-    Q = max(16, min(longest, triton.next_power_of_2(chunk + 1) // 2))
+    # twice the bytes, or twice the state: half the tokens
+    room = 64 if x.element_size() * max(P * N, 8192) <= 2 * 8192 else 32
+    Q = max(16, min(room, 1 << max(chunk, 1).bit_length() - 1))
+    segments = max(1, min(PROGRAMS // (b * H), L // SHORTEST_SEGMENT))
+    segment = -(-L // (segments * LONGEST_CHUNK)) * LONGEST_CHUNK
     precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return Sizes(b, L, H, G, P, N, segment, triton.cdiv(L, segment), Q, precision)
+    return Cut(b, L, H, G, P, N, Q, segment, precision)
 
 
-def _walk(
-    z: Sizes, v: Tensor, K: Tensor, steps: tuple, first: Tensor | None, totals: tuple, backwards: bool, add_up: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Launch `walk`; returns the state at each chunk's near end (b, n, H, P, N) and at the walk's end, unless adding up."""
-    dt = steps[0]
-    each = last = None
-    if not add_up:
-        each = v.new_empty(z.b, z.n_chunks, z.H, z.P, z.N)
-        last = dt.new_empty(z.b, z.H, z.P, z.N, dtype=torch.float32) if backwards else None
-    grid = (z.H, z.n_segments - 1 if add_up else z.n_segments, z.b)
-    walk[grid](
-        v, K, *steps, first, *totals, each, last, *v.stride(), *K.stride(), *dt.stride(),
-        z.L, z.H, z.H // z.G, z.segment, z.n_segments, BACKWARDS=backwards, ADD_UP=add_up, **z.blocks(),
-        num_warps=4, num_stages=3,
+@dataclass(frozen=True)
+class Times:
+    """What `steps` reads, and what it writes: dt and a (b, H, n Q), begun (b, n Q)."""
+
+    raw: Tensor
+    A: Tensor
+    bias: Tensor | None
+    starts: Tensor | None
+    mask: Tensor | None
+    low: float
+    high: float
+
+    def steps(self, c: Cut) -> tuple[Tensor, Tensor, Tensor | None]:
+        dt, a = (self.raw.new_empty(c.b, c.H, c.n_padded, dtype=torch.float32) for _ in range(2))
+        begun = None if self.starts is None else self.raw.new_empty(c.b, c.n_padded, dtype=torch.int32)
+        steps[c.n_chunks, -(-c.H // HEADS), c.b](
+            self.raw, self.A, self.bias, self.starts, self.mask, self.low, self.high, dt, a, begun,
+            *self.raw.stride(), c.L, c.H, c.n_padded, Q=c.Q, HEADS=HEADS, num_warps=4,
+        )  # fmt: skip
+        return dt, a, begun
+
+    def gradients(self, c: Cut, d_dt: Tensor, d_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """d raw (b, L, H), and dA and d bias (H,) in float32."""
+        d_raw = self.raw.new_empty(c.b, c.L, c.H)
+        shares = d_a.new_empty(2, c.b, c.n_chunks, c.H)
+        step_gradients[c.n_chunks, -(-c.H // HEADS), c.b](
+            self.raw, self.A, self.bias, self.mask, self.low, self.high, d_dt, d_a, d_raw, shares[0], shares[1],
+            *self.raw.stride(), c.L, c.H, c.n_padded, Q=c.Q, HEADS=HEADS, num_warps=4,
+        )  # fmt: skip
+        dA, d_bias = shares.sum((1, 2))
+        return d_raw, dA, d_bias
+
+
+def _totals(c: Cut, v: Tensor, K: Tensor, times: tuple, backwards: bool) -> tuple[Tensor | None, Tensor | None]:
+    """What each segment but the last adds to the state, and how much it keeps of it; nothing for a single segment."""
+    if c.n_segments == 1:
+        return None, None
+    totals = v.new_empty(c.b, c.n_segments - 1, c.H, c.P, c.N, dtype=torch.float32)
+    kept = totals.new_empty(c.b, c.n_segments - 1, c.H)
+    walk[c.H, c.n_segments - 1, c.b](
+        v, K, *times, None, totals, kept, None, None, *v.stride(), *K.stride(),
+        c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments,
+        BACKWARDS=backwards, ADD_UP=True, **c.blocks(), num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return totals, kept
+
+
+def _states(
+    c: Cut, v: Tensor, K: Tensor, times: tuple, first: Tensor | None, totals: tuple, backwards: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The state at the near end of each chunk (b, n, H, P, N); backwards also the last one, (b, H, P, N)."""
+    each = v.new_empty(c.b, c.n_chunks, c.H, c.P, c.N)
+    last = v.new_empty(c.b, c.H, c.P, c.N, dtype=torch.float32) if backwards else None
+    walk[c.H, c.n_segments, c.b](
+        v, K, *times, first, *totals, each, last, *v.stride(), *K.stride(),
+        c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments,
+        BACKWARDS=backwards, ADD_UP=False, **c.blocks(), num_warps=4, num_stages=3,
     )  # fmt: skip
     return each, last
-
-
-def _totals(z: Sizes, v: Tensor, K: Tensor, steps: tuple, backwards: bool) -> tuple[Tensor | None, Tensor | None]:
-    """What each segment but the last adds to the state, and how much of the state it keeps; nothing without segments."""
-    if z.n_segments == 1:
-        return None, None
-    totals = v.new_empty(z.b, z.n_segments - 1, z.H, z.P, z.N, dtype=torch.float32)
-    kept = v.new_empty(z.b, z.n_segments - 1, z.H, dtype=torch.float32)
-    _walk(z, v, K, steps, None, (totals, kept), backwards, True)
-    return totals, kept
 
 
 class Scan(torch.autograd.Function):
@@ -110,49 +165,49 @@ class Scan(torch.autograd.Function):
         high: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        z = sizes(x, B, chunk)
+        c = cut(x, B, chunk)
         S, starts, mask = (None if t is None else t.contiguous() for t in (S, starts, mask))
-        steps = (dt, A, bias, starts, mask, low, high)
-        totals, kept = _totals(z, x, B, steps, False)
+        times = Times(dt, A, bias, starts, mask, low, high).steps(c)
+        totals = _totals(c, x, B, times, False)
         y = x.new_empty(x.shape)
-        last = x.new_empty(z.b, z.H, z.P, z.N, dtype=torch.float32)
-        scan[z.H, z.n_segments, z.b](
-            x, B, C, dt, A, D, *steps[2:], S, totals, kept, y, last,
-            *x.stride(), *B.stride(), *C.stride(), *dt.stride(),
-            z.L, z.H, z.H // z.G, z.segment, z.n_segments, **z.blocks(), num_warps=4, num_stages=2,
+        last = x.new_empty(c.b, c.H, c.P, c.N, dtype=torch.float32)
+        scan[c.H, c.n_segments, c.b](
+            x, B, C, D, *times, S, *totals, y, last, *x.stride(), *B.stride(), *C.stride(),
+            c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments, **c.blocks(), num_warps=4, num_stages=2,
         )  # fmt: skip
-        ctx.save_for_backward(x, dt, A, B, C, D, bias, S, starts, mask, totals, kept)  # type: ignore[arg-type]
-        ctx.rest = z, low, high  # type: ignore[attr-defined]
+        ctx.save_for_backward(x, dt, A, B, C, D, bias, S, starts, mask, *totals)
+        ctx.rest = c, low, high  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         return y, last
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dS: Tensor | None) -> tuple:  # type: ignore[override]
-        x, dt, A, B, C, D, bias, S, starts, mask, totals, kept = ctx.saved_tensors  # type: ignore[attr-defined]
-        z, low, high = ctx.rest  # type: ignore[attr-defined]
+        x, dt, A, B, C, D, bias, S, starts, mask, *totals = ctx.saved_tensors  # type: ignore[attr-defined]
+        c, low, high = ctx.rest  # type: ignore[attr-defined]
         dy = torch.zeros_like(x) if dy is None else dy
         dS = None if dS is None else dS.contiguous()
-        steps = (dt, A, bias, starts, mask, low, high)
-        states, _ = _walk(z, x, B, steps, S, (totals, kept), False, False)
-        state_gradients, d_first = _walk(z, dy, C, steps, dS, _totals(z, dy, C, steps, True), True, False)
-
-        parts = min(z.H // z.G, max(1, PROGRAMS // 2 // (z.b * z.n_chunks * z.G)))
-        share = triton.cdiv(z.H // z.G, parts)
-        parts = triton.cdiv(z.H // z.G, share)
-        dx, ddt = x.new_empty(x.shape), dt.new_empty(dt.shape)
+        clock = Times(dt, A, bias, starts, mask, low, high)
+        times = clock.steps(c)
+        states, _ = _states(c, x, B, times, S, tuple(totals), False)
+        state_gradients, d_first = _states(c, dy, C, times, dS, _totals(c, dy, C, times, True), True)
+        share = -(-(c.H // c.G) // c.parts)
+        parts = -(-(c.H // c.G) // share)
+        dx = x.new_empty(x.shape)
+        d_dt, d_a = (torch.empty_like(times[0]) for _ in range(2))
         # a group's heads in one program: its sum is final; in several: float32 shares, added up after
-        shares = [t.new_empty(parts, *t.shape, dtype=t.dtype if parts == 1 else torch.float32) for t in (B, C)]
-        per_chunk = x.new_empty(3, z.b, z.n_chunks, z.H, dtype=torch.float32)
-        gradients[z.n_chunks, parts * z.G, z.b](
-            x, B, C, dt, A, D, *steps[2:], dy, states, state_gradients, dx, ddt, *shares, per_chunk,
-            *x.stride(), *B.stride(), *C.stride(), *dt.stride(), *dy.stride(),
-            z.L, z.H, z.G, z.H // z.G, share, **z.blocks(), num_warps=8, num_stages=2,
+        dB, dC = (t.new_empty(parts, *t.shape, dtype=t.dtype if parts == 1 else torch.float32) for t in (B, C))
+        dD = d_a.new_empty(c.b, c.n_chunks, c.H)
+        gradients[c.n_chunks, parts * c.G, c.b](
+            x, B, C, D, *times, dy, states, state_gradients, dx, d_dt, d_a, dB, dC, dD,
+            *x.stride(), *B.stride(), *C.stride(), *dy.stride(),
+            c.L, c.H, c.G, c.H // c.G, share, c.n_padded, **c.blocks(), num_warps=8, num_stages=2,
         )  # fmt: skip
-        dB, dC = (t[0] if parts == 1 else t.sum(0).to(B.dtype) for t in shares)
-        dA, dD, d_bias = per_chunk.sum((1, 2))
+        d_raw, dA, d_bias = clock.gradients(c, d_dt, d_a)
         return (
-            dx, ddt, dA.to(A.dtype), dB, dC,
-            None if D is None else dD.to(D.dtype),
+            dx, d_raw, dA.to(A.dtype),
+            dB[0] if parts == 1 else dB.sum(0).to(B.dtype),
+            dC[0] if parts == 1 else dC.sum(0).to(C.dtype),
+            None if D is None else dD.sum((0, 1)).to(D.dtype),
             None if bias is None else d_bias.to(bias.dtype),
             None if S is None or d_first is None else d_first.to(S.dtype),
             None, None, None, None, None,

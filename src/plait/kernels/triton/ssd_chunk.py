@@ -1,6 +1,6 @@
-"""What every kernel of the scan needs of one chunk: its time steps and decays, its tiles, its matrix products.
+"""What every kernel of the scan needs of one chunk: its decays, its tiles, its matrix products.
 
-With dt_j the time steps of a chunk of Q tokens, a_j the running sum of dt A in units of log2, and A < 0:
+With dt_j the time steps of a chunk of Q tokens and a_j the running sum of dt A in units of log2 (see ssd_steps.py):
 
     visible_ij   j <= i, and no document starts in (j, i]
     from_begin_i = 2^a_i           what is left at token i of the state before the chunk; 0 behind a document's start
@@ -17,7 +17,6 @@ import triton.language as tl
 
 # Triton's interpreter multiplies bfloat16 tiles wrongly, float32 ones rightly
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -43,45 +42,18 @@ def store_tile(first, tile, row, n_rows, n_columns: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
-def load_steps(dt, dt_row, starts, mask, t, L, Q: tl.constexpr):
-    """Raw time steps of the chunk at token t, whether a document starts at each token, and whether time passes there."""
-    i = t + tl.arange(0, Q)
-    live = i < L
-    raw = tl.load(dt + i * dt_row, mask=live, other=0.0).to(tl.float32)
-    new = tl.zeros((Q,), tl.int32)
-    if starts is not None:
-        new = tl.load(starts + i, mask=live, other=0).to(tl.int32)
-    if mask is not None:
-        live = live & (tl.load(mask + i, mask=live, other=0) != 0)
-    return raw, new, live
-
-
-@triton.jit
-def discretize(raw, live, bias, low, high):
-    """dt = clamp(softplus(raw + bias)), zero where time stands still; and its derivative by raw."""
-    t = raw + bias
-    e = tl.exp(-tl.abs(t))
-    # log(1 + e) exact for small e too: the rounding of 1 + e cancels in the quotient
-    one_more = 1.0 + e
-    log = tl.where(one_more == 1.0, e, tl.log(one_more) * (e / tl.where(one_more == 1.0, 1.0, one_more - 1.0)))
-    dt = tl.maximum(t, 0.0) + log
-    slope = tl.where(t >= 0.0, 1.0, e) / one_more
-    slope = tl.where(live & (dt >= low) & (dt <= high), slope, 0.0)
-    return tl.where(live, tl.minimum(tl.maximum(dt, low), high), 0.0), slope
-
-
-@triton.jit
-def decays(step, new, STARTS: tl.constexpr):
-    """a, begun (documents started so far), from_begin, to_end, keep; step = dt A log2(e), (Q,)."""
-    a, whole = tl.cumsum(step), tl.sum(step)
-    begun = new
-    from_begin, to_end, keep = tl.exp2(a), tl.exp2(whole - a), tl.exp2(whole)
-    if STARTS:
-        begun, all_begun = tl.cumsum(new), tl.sum(new)
-        from_begin = tl.where(begun == 0, from_begin, 0.0)
-        to_end = tl.where(begun == all_begun, to_end, 0.0)
-        keep = tl.where(all_begun == 0, keep, 0.0)
-    return a, begun, from_begin, to_end, keep
+def decays(dt, a, begun, t, Q: tl.constexpr):
+    """dt, a, begun, from_begin, to_end (Q,) and the number keep of the chunk at token t; dt, a, begun end on a chunk."""
+    i, end = t + tl.arange(0, Q), t + Q - 1
+    step, log, log_end = tl.load(dt + i), tl.load(a + i), tl.load(a + end)
+    from_begin, to_end, keep = tl.exp2(log), tl.exp2(log_end - log), tl.exp2(log_end)
+    count = i
+    if begun is not None:
+        count, count_end = tl.load(begun + i), tl.load(begun + end)
+        from_begin = tl.where(count == 0, from_begin, 0.0)
+        to_end = tl.where(count == count_end, to_end, 0.0)
+        keep = tl.where(count_end == 0, keep, 0.0)
+    return step, log, count, from_begin, to_end, keep
 
 
 @triton.jit
@@ -96,7 +68,10 @@ def between(a, begun, Q: tl.constexpr, STARTS: tl.constexpr):
 
 
 @triton.jit
-def carried(first, totals, kept, b, h, H, s, n_segments, P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, NB: tl.constexpr):
+def carried(
+    first, totals, kept, b, h, H, s, n_segments,
+    P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
     """The state before segment s, from that before the first segment and what each one before s adds."""
     S = tl.zeros((PB, NB), tl.float32)
     if first is not None:

@@ -14,20 +14,17 @@ Cost     a chunk: 2 Q N P FLOPs; reads Q (P + N) elements (those with N from L2,
          P N where the states of chunks are kept.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from plait.kernels.triton.ssd_chunk import LOG2_E, carried, decays, discretize, load_steps, load_tile, product, store_tile
+from plait.kernels.triton.ssd_chunk import carried, decays, load_tile, product, store_tile
 
 
 @triton.jit
 def walk(
-    v, K, dt, A, bias, starts, mask, low, high,
-    first, totals, kept, each, last,
-    v_b, v_l, v_h, v_p, K_b, K_l, K_g, K_n, dt_b, dt_l, dt_h,
-    L, H, heads_per_group, segment, n_segments,
+    v, K, dt, a, begun, first, totals, kept, each, last,
+    v_b, v_l, v_h, v_p, K_b, K_l, K_g, K_n,
+    L, H, heads_per_group, n_padded, segment, n_segments,
     P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, NB: tl.constexpr, Q: tl.constexpr,
     BACKWARDS: tl.constexpr, ADD_UP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -36,38 +33,29 @@ def walk(
     begin = (n_segments - 1 - s if BACKWARDS else s) * segment
     n_chunks = tl.cdiv(tl.minimum(segment, L - begin), Q)
     t = (begin + (n_chunks - 1) * Q if BACKWARDS else begin).to(tl.int64)
-    rate = tl.load(A + h).to(tl.float32) * LOG2_E
-    offset = 0.0
-    if bias is not None:
-        offset = tl.load(bias + h).to(tl.float32)
     v += b * v_b + h * v_h
     K += b * K_b + (h // heads_per_group) * K_g
-    dt += b * dt_b + h * dt_h
-    if starts is not None:
-        starts += b * L
-    if mask is not None:
-        mask += b * L
+    dt += (b * H + h) * n_padded
+    a += (b * H + h) * n_padded
+    if begun is not None:
+        begun += b * n_padded
     if ADD_UP:
         S = tl.zeros((PB, NB), tl.float32)
     else:
         S = carried(first, totals, kept, b, h, H, s, n_segments, P, N, PB, NB)
     left = 1.0
-    raw, new, live = load_steps(dt, dt_l, starts, mask, t, L, Q)
-    for i in range(n_chunks):
+    for _ in range(n_chunks):
         v_tile = load_tile(v + t * v_l, v_l, v_p, L - t, P, Q, PB)
         K_tile = load_tile(K + t * K_l, K_l, K_n, L - t, N, Q, NB).to(v_tile.dtype)
-        step, _ = discretize(raw, live, offset, low, high)
-        _, _, from_begin, to_end, keep = decays(step * rate, new, starts is not None)
+        step, _, _, from_begin, to_end, keep = decays(dt, a, begun, t, Q)
         if each is not None:
-            at = (b * tl.cdiv(L, Q) + t // Q) * H + h
+            at = (b * (n_padded // Q) + t // Q) * H + h
             store_tile(each + at * (P * N), S, N, P, N, PB, NB)
-        t += -Q if BACKWARDS else Q
-        # the next chunk's time steps travel while this one is computed; they are too small for the compiler to do it
-        raw, new, live = load_steps(dt, dt_l, starts, mask, tl.maximum(t, 0), L, Q)
         weight = from_begin if BACKWARDS else to_end * step
         weighted = (v_tile.to(tl.float32) * weight[:, None]).to(v_tile.dtype)
         S = product(tl.trans(weighted), K_tile, S * keep, PRECISION)
         left *= keep
+        t += -Q if BACKWARDS else Q
     if ADD_UP:
         at = (b * (n_segments - 1) + s) * H + h
         store_tile(totals + at * (P * N), S, N, P, N, PB, NB)
