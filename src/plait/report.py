@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 Value = float | int | str | bool | None
+# characters of a value that still stands in the table's column of numbers
+WORD = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class Report:
     def table(self) -> str:
         """Return the facts as aligned lines of text under the title, without colours."""
         rows = [(fact.name, _shown(fact.value), fact.unit, _how_sure(fact)) for fact in self.facts]
-        wide = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        # a fact that is a sentence runs on past the column of numbers instead of widening it
+        wide = [max((len(row[i]) for row in rows if i != 1 or len(row[i]) <= WORD), default=0) for i in range(3)]
         lines = [f"  {a:<{wide[0]}}  {b:>{wide[1]}} {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in rows]
         return "\n".join([self.title, *lines])
 

@@ -1,108 +1,156 @@
-"""A training step of the 45 M-parameter hybrid: forward, backward and AdamW over 4 x 512 tokens.
+"""A training step of the 45 M hybrid over 4 x 512 tokens: forward and backward, and the same with AdamW.
 
-The peer trains the very same weights, written by our own export: both losses must agree before anything is timed.
-Model FLOPs are three times the forward pass's; the limit is the GEMM peak measured in the same run.
+The peer trains the very same weights, written by our own export: both losses must agree before anything is timed. Model
+FLOPs are three times the forward pass's, attention over visible keys only; the limit is the GEMM peak measured in the
+same rounds. Memory is the growth of each side's peak over its weights and gradients, in a process of its own.
 """
 
-import tempfile
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from plait.cli.benches.sides import BenchSettings, add_median, alternate
-from plait.formats.checkpoint import save
+from plait.cli.bench import Inputs
+from plait.cli.benches import limits, shapes
+from plait.cli.benches.sides import (
+    OURS,
+    DisagreementError,
+    Side,
+    add_median,
+    add_ratio,
+    add_share,
+    alternate,
+    timed,
+)
+from plait.cli.benches.theirs import transformers_model
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
 from plait.report import Report, provenance
-from plait.train.metrics import peak_flops_per_s
+from plait.train.metrics import step_flops
 
 BATCH, LENGTH = 4, 512
-HYBRID_45M = ModelConfig.from_pattern(
-    "M-M-M-M*-M-M-M-",
-    name="hybrid-45m",
-    vocab_size=16384,
-    d_model=512,
-    mamba2={"n_heads": 16, "head_dim": 64, "d_state": 64, "n_groups": 4, "chunk": 128},
-    attention={"n_heads": 8, "n_kv_heads": 2, "head_dim": 64},
-    mlp={"d_ff": 2048},
-)
+PEER = "transformers"
+PARTS = ("forward + backward", "step")
 # losses of the same weights on the same tokens, in nats: float32 noise, and what bfloat16 activations may move
 AGREE = {"fp32": 1e-3, "bf16": 3e-2}
 
 
-def measure(settings: BenchSettings) -> Report:
-    """Train both sides in turn and report tokens/s, the share of the GEMM peak and the ratio."""
-    report = Report("training step, 45 M hybrid, 4 x 512 tokens", provenance=provenance(seed=0))
+def measure(inputs: Inputs) -> Report:
+    """Train both sides in turn and report tokens/s, the share of the GEMM peak, the ratio and the memory."""
+    name = inputs.model or "45m"
+    config = shapes.config_of(name)
+    report = Report(f"training step, {config.name or name}, {BATCH} x {LENGTH} tokens", provenance=provenance(seed=0))
     report.add("threads", torch.get_num_threads())
-    ids = torch.randint(0, HYBRID_45M.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    for precision in ("bf16", "fp32") if settings.precision == "both" else (settings.precision,):
-        _measure(report, precision, ids, settings)
+    for recipe in inputs.recipe or ("bf16", "fp32"):
+        if recipe not in AGREE:
+            raise ValueError(f"recipe={recipe!r}: training is measured in {', '.join(AGREE)}")
+        _measure(report, inputs, config, recipe)
+        _memory(report, inputs, name, recipe)
     return report
 
 
-def _measure(report: Report, precision: str, ids: Tensor, settings: BenchSettings) -> None:
-    model = build(HYBRID_45M, recipe=precision, seed=0)
-    peak = peak_flops_per_s(torch.device("cpu"), model.recipe.compute)
-    sides: dict[str, Callable[[], float]] = {"plait": _step_of_ours(model, ids)}
-    if settings.against:
-        theirs = _transformers(model, ids)
-        ours, peer = sides["plait"](), theirs()
-        if abs(ours - peer) > AGREE[precision]:
-            raise RuntimeError(f"{precision}: losses disagree before timing: ours {ours:.5f}, the peer's {peer:.5f}")
-        report.add(f"{precision} first loss, difference to {settings.against}", abs(ours - peer), "nats/token")
-        sides[settings.against] = theirs
-    seconds = alternate(sides, settings.rounds)
-    rates = {name: [BATCH * LENGTH / s for s in runs] for name, runs in seconds.items()}
+def _measure(report: Report, inputs: Inputs, config: ModelConfig, recipe: str) -> None:
+    ids = torch.randint(0, config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    model = build(config, recipe=recipe, seed=0)
+    models: dict[str, nn.Module] = {OURS: model}
+    if PEER in inputs.against:
+        models[PEER] = transformers_model(model).train()
+        # in bf16 their parameters are bfloat16, ours float32 masters
+        ours, theirs = (loss_of(one, ids).item() for one in models.values())
+        if abs(ours - theirs) > AGREE[recipe]:
+            raise DisagreementError(f"{recipe}: losses disagree before timing: ours {ours:.5f}, theirs {theirs:.5f}")
+        report.add(f"{recipe} first loss, difference to {PEER}", abs(ours - theirs), "nats/token")
+    sides: dict[str, Side] = {}
+    for part in PARTS:
+        for name, one in models.items():
+            sides[f"{name} {part}"] = timed(_run(one, ids, with_optimizer=part == "step"))
+    peak = f"{OURS} peak"
+    sides[peak] = limits.gemm(model.recipe.compute)
+    found = alternate(sides, inputs.rounds, label=recipe, report=report)
+    peaks = found.pop(peak)
+    add_median(report, f"{recipe} GEMM peak", [p / 1e9 for p in peaks], "GFLOP/s")
+    rates = {name: [BATCH * LENGTH / s for s in seconds] for name, seconds in found.items()}
     for name, values in rates.items():
-        add_median(report, f"{precision} {name}", values, "tokens/s")
-    cost = HYBRID_45M.cost()
-    # a token meets half of the sequence's keys on average
-    flops = 3 * (cost.flops_per_token + cost.flops_per_token_per_key * LENGTH / 2)
-    report.add(f"{precision} GEMM peak", peak / 1e9, "GFLOP/s")
-    add_median(report, f"{precision} plait, share of the peak", [r * flops / peak for r in rates["plait"]], "")
-    if settings.against:
-        pairs = [a / b for a, b in zip(rates["plait"], rates[settings.against], strict=True)]
-        add_median(report, f"{precision} plait / {settings.against}", pairs, "x")
+        add_median(report, f"{recipe} {name}", values, "tokens/s")
+        add_share(report, f"{recipe} {name}, share of the GEMM peak", values, flops_per_token(config), peaks)
+    for part in PARTS:
+        if f"{PEER} {part}" in rates:
+            add_ratio(report, f"{recipe} {part}: {OURS} / {PEER}", rates[f"{OURS} {part}"], rates[f"{PEER} {part}"])
 
 
-def _step_of_ours(model: Hybrid, ids: Tensor) -> Callable[[], float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+def flops_per_token(config: ModelConfig) -> float:
+    """Model FLOPs of a training step per token of a sequence of LENGTH."""
+    return step_flops(config, LENGTH, LENGTH * (LENGTH + 1) // 2) / LENGTH
 
-    def step() -> float:
+
+def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """Mean loss of next-token prediction, of our model or theirs."""
+    if isinstance(model, Hybrid):
         loss = model(ids, labels=ids, n_logits=1).loss
         assert loss is not None
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return step
+        return loss
+    return model(input_ids=ids, labels=ids, use_cache=False).loss
 
 
-def _transformers(model: Hybrid, ids: Tensor) -> Callable[[], float]:
-    """The library's model with our weights, in the same precision; its parameters are bfloat16 for bf16."""
+def _run(model: nn.Module, ids: Tensor, *, with_optimizer: bool) -> Callable[[], None]:
+    # a rate of zero: the measured model must not drift from round to round, and computes all the same
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True) if with_optimizer else None
+
+    def run() -> None:
+        loss_of(model, ids).backward()
+        if optimizer is not None:
+            optimizer.step()
+        model.zero_grad()
+
+    return run
+
+
+def _memory(report: Report, inputs: Inputs, name: str, recipe: str) -> None:
+    """Add the memory of forward and backward of each side."""
+    for side in (OURS, *((PEER,) if PEER in inputs.against else ())):
+        command = [sys.executable, "-m", __name__, side, name, recipe, str(torch.get_num_threads())]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired:
+            report.add(f"{recipe} {side} peak memory", "not measured: it took more than 300 s")
+            continue
+        if done.returncode or not done.stdout.strip():
+            why = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+            report.add(f"{recipe} {side} peak memory", f"not measured: {why}")
+            continue
+        peak = json.loads(done.stdout.splitlines()[-1])
+        report.add(f"{recipe} {side} peak memory over weights and gradients", peak, "bytes")
+
+
+def _peak_growth(side: str, name: str, recipe: str) -> int:
+    """Bytes that forward and backward need beyond weights and gradients; for a process that does nothing else."""
+    config = shapes.config_of(name)
+    ids = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
+    model: nn.Module = build(config, recipe=recipe, seed=0)
+    if side == PEER:
+        assert isinstance(model, Hybrid)
+        model = transformers_model(model).train()
+    # a short step makes the gradients, so that they count as there already
+    loss_of(model, ids[:1, :8]).backward()
     try:
-        import transformers
-    except ImportError:
-        raise ValueError("--against transformers: it is not installed; pip install transformers") from None
-    transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder:
-        path = save(model, Path(folder) / "hf", format="hf")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=model.recipe.compute)
-    theirs.train()
-    for module in theirs.modules():
-        # it clamps dt to time_step_min instead of the config's limit; without this the losses differ
-        if hasattr(module, "time_step_limit"):
-            module.time_step_limit = (0.0, float("inf"))  # type: ignore[assignment]
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
+        # the kernel forgets the peak so far
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        raise RuntimeError("this system cannot reset a process's peak memory") from None
+    before = _status("VmRSS")
+    loss_of(model, ids).backward()
+    return _status("VmHWM") - before
 
-    def step() -> float:
-        loss = theirs(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
 
-    return step
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[4]))
+    print(_peak_growth(*sys.argv[1:4]))

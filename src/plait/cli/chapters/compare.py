@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from plait.cli.benches.decode import filled
 from plait.cli.chapters.story import HYBRID, TWIN, Story
 from plait.cli.drawing import size
 from plait.cli.page.blocks import Block, Chart, Prose, Section, Table
@@ -29,7 +30,7 @@ def tell(story: Story) -> Section:
     rates: Curves = {HYBRID: [], TWIN: []}
     sizes: Curves = {HYBRID: [], TWIN: []}
     caches = {
-        (name, context): filled(model, context, story.seed)
+        (name, context): filled(model, context, seed=story.seed)
         for context in story.scale.contexts
         for name, model in story.models.items()
     }
@@ -51,25 +52,6 @@ def tell(story: Story) -> Section:
     at = {name: size(found[-1][1]) for name, found in sizes.items()}
     story.compare(f"cache at {story.scale.contexts[-1]:,} tokens", at, {}, "")
     return Section(name="compare", title="The longer the context", blocks=_blocks(story, rates, sizes))
-
-
-def filled(model: Hybrid, context: int, seed: int) -> Cache:
-    """A cache of one sequence that holds `context` tokens of random keys, values and states."""
-    generator = torch.Generator().manual_seed(seed)
-    # two real tokens, so that every layer has its shapes
-    cache = model.cache(1)
-    with torch.inference_mode():
-        model(torch.zeros(1, 2, dtype=torch.int64, device=model.device), cache=cache)
-    tensors = {}
-    for name, t in cache.tensors().items():
-        if name.endswith((".k", ".v")):
-            shape = (*t.shape[:2], context, t.shape[3])
-            tensors[name] = torch.randn(shape, generator=generator).to(t)
-        else:
-            tensors[name] = t
-    tensors["lengths"] = torch.full_like(cache.lengths, context)
-    cache.replace(tensors, context)
-    return cache
 
 
 @torch.inference_mode()

@@ -1,0 +1,130 @@
+"""Writing, a token per sequence and step: tokens/s, the bytes that a step reads, and the share of the read bandwidth.
+
+    bytes of a step = weights but the input embedding + states + keys and values of all tokens so far
+
+The tokens fed are random and nothing is drawn from the logits, as in llama-bench. A cache at a depth holds random keys
+and values of that many tokens (speed depends on how much there is to read, not on what it says); llama-bench reads a
+random prompt of that length instead. Each round goes on where the last one ended: a depth is that of the first step.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from plait.cli.bench import Inputs
+from plait.cli.benches import frozen, limits, shapes
+from plait.cli.benches.peers import Peers
+from plait.cli.benches.sides import OURS, Side, add_median, add_ratio, add_share, alternate, timed
+from plait.cli.benches.theirs import Continued
+from plait.model.cache import Cache
+from plait.model.hybrid import Hybrid
+from plait.report import Report, provenance
+
+DEPTHS = (16, 8192)
+RECIPES = ("bf16", "int8", "int4")
+READ = f"{OURS} read"
+
+
+def measure(inputs: Inputs) -> Report:
+    """Measure every recipe at every depth, beside the peers."""
+    name = inputs.model or "290m"
+    config = shapes.config_of(name)
+    report = Report(f"decode, {config.name or name}, batch {inputs.batch}", provenance=provenance(seed=0))
+    report.add("threads", torch.get_num_threads())
+    report.add("parameters", config.cost().params)
+    recipes = inputs.recipe or RECIPES
+    with frozen.checkpoint_of(name) as folder:
+        plain = frozen.plain_logits(folder, recipes)
+        for recipe in recipes:
+            model = frozen.loaded(folder, recipe)
+            ours = frozen.check_ours(report, model, recipe, plain)
+            report.add(f"{recipe} weights read per token", shapes.weight_bytes(model), "bytes")
+            peers = Peers(report, inputs, name, recipe, model)
+            peers.check(ours if plain is None or recipe in frozen.AGREE else plain)
+            first = None
+            for depth in inputs.depth or DEPTHS:
+                rate = _measure(report, inputs, recipe, model, depth, peers)
+                if first is not None:
+                    report.add(f"{recipe} depth {depth} / depth {first[0]}", rate / first[1], "x")
+                first = first or (depth, rate)
+    return report
+
+
+def _measure(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: int, peers: Peers) -> float:
+    """Measure one depth; returns our median tokens/s."""
+    where, batch = f"{recipe} depth {depth}", inputs.batch
+    sides: dict[str, Side] = {OURS: steps(model, depth, batch, inputs.steps, inputs.rounds)}
+    if peers.theirs is not None:
+        sides["transformers"] = _their_steps(peers.theirs, model.config.vocab_size, depth, batch, inputs.steps)
+    if batch == 1:
+        sides |= {name: llama.decode(inputs.steps, depth, inputs.rounds) for name, llama in peers.llamas.items()}
+    sides[READ] = limits.read()
+    found = alternate(sides, inputs.rounds, label=where, report=report)
+    reads = found.pop(READ)
+    # llama-bench gives rates, the others seconds per step
+    rates = {side: values if side in peers.llamas else [batch / s for s in values] for side, values in found.items()}
+    n_bytes = shapes.weight_bytes(model) + shapes.cache_bytes(model.config, depth, batch)
+    report.add(f"{where} bytes read per step", n_bytes, "bytes")
+    add_median(report, f"{where} read bandwidth", [r / 1e9 for r in reads], "GB/s")
+    medians = {side: add_median(report, f"{where} {side}", values, "tokens/s") for side, values in rates.items()}
+    add_share(report, f"{where} {OURS}, share of the bandwidth", rates[OURS], n_bytes / batch, reads)
+    for side, values in rates.items():
+        if side != OURS:
+            # a deep llama-bench round is the median of several
+            add_ratio(report, f"{where} {OURS} / {side}", rates[OURS], values)
+    return medians[OURS]
+
+
+def steps(model: Hybrid, depth: int, batch: int, count: int, rounds: int) -> Side:
+    """A side: mean seconds of `count` steps of our model, in inference mode; room for all rounds is made before."""
+    cache = filled(model, depth, batch)
+    cache.reserve(depth + (rounds + 1) * count)
+    ids = frozen.prompt(model.config.vocab_size, count, batch, seed=1)
+    each = [ids[:, i : i + 1].contiguous() for i in range(count)]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for one in each:
+            model(one, cache=cache, n_logits=1)
+
+    return _per_step(run, count)
+
+
+def _their_steps(theirs: torch.nn.Module, vocab_size: int, depth: int, batch: int, count: int) -> Side:
+    ids = frozen.prompt(vocab_size, count, batch, seed=1)
+    with torch.inference_mode():
+        started = Continued(theirs, frozen.prompt(vocab_size, 2, batch))
+        started.deepen(max(depth, 2))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for i in range(count):
+            started.step(ids[:, i : i + 1])
+
+    return _per_step(run, count)
+
+
+def _per_step(run: Callable[[], object], count: int) -> Side:
+    whole = timed(run)
+    return lambda: whole() / count
+
+
+def filled(model: Hybrid, depth: int, batch: int = 1, seed: int = 0) -> Cache:
+    """A cache of `batch` sequences that holds `depth` tokens of random keys and values, with states of two tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    cache = model.cache(batch)
+    if depth == 0:
+        return cache
+    # two real tokens, so that every layer has its shapes
+    with torch.inference_mode():
+        model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), cache=cache, n_logits=1)
+    tensors = {}
+    for name, t in cache.tensors().items():
+        if name.endswith((".k", ".v")):
+            shape = (*t.shape[:2], depth, t.shape[3])
+            tensors[name] = torch.randn(shape, generator=generator).to(t)
+        else:
+            tensors[name] = t
+    tensors["lengths"] = torch.full_like(cache.lengths, depth)
+    cache.replace(tensors, depth)
+    return cache

@@ -1,0 +1,32 @@
+"""What the machine can do: reading, copying, and matrix products in float32 and bfloat16."""
+
+import torch
+
+from plait.cli.bench import Inputs
+from plait.cli.benches import limits
+from plait.cli.benches.sides import add_median, alternate
+from plait.report import Report, provenance
+
+SIZES = (1024, 2048)
+
+
+def measure(inputs: Inputs) -> Report:
+    """Measure each limit in turn, with one thread and with all."""
+    report = Report("limits of this machine", provenance=provenance(seed=0))
+    threads = torch.get_num_threads()
+    report.add("threads", threads)
+    at = "cuda" if torch.cuda.is_available() else "cpu"
+    sides = {"read": limits.read(at), "copy": limits.copy(at)}
+    for n in SIZES if at == "cpu" else (8192,):
+        for dtype, name in ((torch.float32, "FP32"), (torch.bfloat16, "BF16")):
+            sides[f"GEMM {n}^3 {name}"] = limits.gemm(dtype, n, at)
+    counts = (1, threads) if threads > 1 and at == "cpu" else (threads,)
+    named = {
+        f"{name}, {count} thread{'s' * (count > 1)}" if at == "cpu" else name: limits.with_threads(count, side)
+        for name, side in sides.items()
+        for count in counts
+    }
+    for name, values in alternate(named, inputs.rounds, label="device").items():
+        is_product = name.startswith("GEMM")
+        add_median(report, name, [v / 1e9 for v in values], "GFLOP/s" if is_product else "GB/s")
+    return report

@@ -1,0 +1,71 @@
+"""The machine's limits, measured as sides of a benchmark: reading, copying and multiplying as fast as it can.
+
+Each call measures for a fraction of a second and returns the best of a few tries, in bytes/s or FLOP/s.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from plait.cli.benches.sides import Side
+
+# far more than the caches of a common machine hold
+ARRAY_BYTES = 1 << 28
+GEMM_SIZE = 2048
+
+
+def read(device: str = "cpu", n_bytes: int = ARRAY_BYTES) -> Side:
+    """Bytes/s of reading a large array: its sum as whole numbers, which costs less than the memory."""
+    x = torch.ones(n_bytes // 8, dtype=torch.int64, device=device)
+    return _rate(lambda: x.sum(), n_bytes, device)
+
+
+def copy(device: str = "cpu", n_bytes: int = ARRAY_BYTES) -> Side:
+    """Bytes/s of copying a large array, read and written bytes together."""
+    x = torch.ones(n_bytes // 2 // 8, dtype=torch.int64, device=device)
+    y = torch.empty_like(x)
+    return _rate(lambda: y.copy_(x), n_bytes, device)
+
+
+def gemm(dtype: torch.dtype, n: int = GEMM_SIZE, device: str = "cpu") -> Side:
+    """FLOP/s of a square matrix product of side n."""
+    generator = torch.Generator().manual_seed(0)
+    # random numbers: zeros and ones draw less power, and a GPU then runs faster than it ever will
+    a, b = (torch.randn(n, n, generator=generator).to(device, dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return _rate(lambda: torch.mm(a, b, out=out), 2 * n**3, device)
+
+
+def with_threads(n: int, side: Side) -> Side:
+    """The same measurement with n threads."""
+
+    def run() -> float:
+        before = torch.get_num_threads()
+        torch.set_num_threads(n)
+        try:
+            return side()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def floor_s(n_bytes: float, flops: float, bytes_per_s: float, flops_per_s: float) -> float:
+    """Seconds that some work needs at least: its bytes or its FLOPs, whichever takes longer."""
+    return max(n_bytes / bytes_per_s, flops / flops_per_s)
+
+
+def _rate(run: Callable[[], object], amount: float, device: str, least_s: float = 0.15, tries: int = 3) -> Side:
+    def side() -> float:
+        best, begin, done = float("inf"), time.perf_counter(), 0
+        while done < tries or time.perf_counter() - begin < least_s:
+            start = time.perf_counter()
+            run()
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+            done += 1
+        return amount / best
+
+    return side
