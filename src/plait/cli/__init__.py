@@ -7,6 +7,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("plait.cli.generate", "continue a prompt"),
     "chat": ("plait.cli.chat", "talk with a model in the terminal"),
     "info": ("plait.cli.info", "show a model's layers, parameters, bytes and cost without loading it"),
+    "plan": ("plait.cli.plan", "say what a model needs of a machine, and how fast it can be, before it runs"),
     "convert": ("plait.cli.convert", "write a checkpoint in another format"),
     "tokenize": ("plait.cli.tokenize", "turn text into token shards"),
     "doctor": ("plait.cli.doctor", "say what works on this machine and what would make it faster"),

@@ -137,11 +137,15 @@ def run(inputs: Inputs) -> Drawn:
     context = None if inputs.context is None else tokens_of(inputs.context)
     if inputs.model is None or inputs.presets:
         return _list(context, inputs.batch, inputs.recipe)
-    config, where = _find(inputs.model)
+    config, where = find_model(inputs.model)
     return _describe(config, where, context or config.max_context, inputs.batch, inputs.recipe)
 
 
-def _find(model: str) -> tuple[ModelConfig, str]:
+def find_model(model: str) -> tuple[ModelConfig, str]:
+    """A preset's config, or that of a checkpoint folder, and what it is.
+
+    Raises: ValueError naming the nearest preset if it is neither.
+    """
     if model in PRESETS:
         return ModelConfig.preset(model), "preset"
     if not Path(model).exists():
