@@ -22,7 +22,7 @@ LAW: dict[str, set[str]] = {
     "model": {"precision", "ops", "config"},
     "formats": {"model", "precision", "ops"},
     "dist": {"model", "ops"},
-    "engine": {"formats", "dist", "model", "text"},
+    "engine": {"formats", "dist", "model", "ops", "text"},
     "train": {"formats", "dist", "data", "model", "report"},
     "serve": {"engine"},
     "curate": {"engine", "report"},

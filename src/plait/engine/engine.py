@@ -5,12 +5,15 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from plait.engine import graph
 from plait.engine.request import Completion, FinishReason, Sampling
 from plait.engine.runner import Row, decode, groups, prefill, room
 from plait.engine.sampler import Draw
 from plait.engine.session import Session
 from plait.engine.stop import TextGate
+from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 from plait.text.tokenizer import Tokenizer
 
@@ -55,6 +58,7 @@ class Engine:
             )
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
+        self._captured = graph.Steps(model)
 
     def generate(
         self,
@@ -143,6 +147,11 @@ class Engine:
                 "up to %d tokens of context; the model was trained for %d, beyond may be worse", longest, trained
             )
 
+    def _decode(self, rows: Sequence[Row], cache: Cache, logits: Tensor) -> Generator[list[int], None, None]:
+        if self._captured.serves(rows):
+            return graph.decode(self.model, rows, cache, logits, self._captured)
+        return decode(self.model, rows, cache, logits)
+
     @torch.inference_mode()
     def _run(self, rows: Sequence[Row]) -> Iterator[Completion]:
         waiting = {}
@@ -153,7 +162,7 @@ class Engine:
             for row in group:
                 row.begin()
             logits = prefill(self.model, [row.prompt for row in group], cache, self.prefill_chunk)
-            for _ in decode(self.model, group, cache, logits):
+            for _ in self._decode(group, cache, logits):
                 pass
             waiting |= dict(zip(members, group, strict=True))
             while due in waiting:
@@ -171,13 +180,21 @@ class Engine:
         logits = prefill(self.model, [row.prompt[row.n_cached :]], cache, self.prefill_chunk)
         fed = list(row.prompt)
         shown = 0
+        steps = self._decode([row], cache, logits)
+        # captured steps bring the cache up to date only at their end
+        current = not self._captured.serves([row])
         try:
-            for ids in decode(self.model, [row], cache, logits):
-                session.ids, session.cache = fed, cache
+            for ids in steps:
+                if current:
+                    session.ids, session.cache = fed, cache
                 yield from row.pieces[shown:]
                 shown = len(row.pieces)
                 session.forget()
                 fed.extend(ids)
+        except GeneratorExit:
+            steps.close()
+            session.ids, session.cache = fed, cache
+            raise
         finally:
             row.cache_bytes = cache.n_bytes()
         # the last token was drawn but not fed

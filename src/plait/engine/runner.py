@@ -7,7 +7,7 @@ Shapes   B sequences, L longest prompt, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -140,7 +140,7 @@ def _to(mask: Tensor | None, model: Hybrid) -> Tensor | None:
     return None if mask is None else mask.to(model.device)
 
 
-def decode(model: Hybrid, rows: Sequence[Row], cache: Cache, logits: Tensor) -> Iterator[list[int]]:
+def decode(model: Hybrid, rows: Sequence[Row], cache: Cache, logits: Tensor) -> Generator[list[int], None, None]:
     """Draw and feed tokens until every row is finished.
 
     Args:

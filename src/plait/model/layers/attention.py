@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, require
 from plait.ops.attention import attention
+from plait.ops.decode_attention import decode_attention
 from plait.ops.rope import Rope, inverse_frequencies, rotate
 from plait.precision.recipe import PrecisionRecipe
 
@@ -93,6 +94,32 @@ class KVState:
         self.length = self.k.shape[2]
 
 
+class FixedKV:
+    """Keys and values in buffers of fixed size, one token per step, each sequence at its own length."""
+
+    def __init__(self, empty: KVState, capacity: int) -> None:
+        B, K, _, P = empty.k.shape
+        self.k, self.v = empty.k.new_empty(B, K, capacity, P), empty.v.new_empty(B, K, capacity, P)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """Write a token's (B, 1, K, P) key and value at its (B, 1) position; its (B, 1, H, P) query sees all so far."""
+        at = positions[:, :, None, None].expand(-1, k.shape[2], -1, k.shape[3])
+        self.k.scatter_(2, at, k.transpose(1, 2))
+        self.v.scatter_(2, at, v.transpose(1, 2))
+        return decode_attention(q[:, 0], self.k, self.v, positions[:, 0] + 1)[:, None]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """k and v (B, K, capacity, P)."""
+        return {"k": self.k, "v": self.v}
+
+    def reserve(self, n_tokens: int) -> None:
+        """Nothing to do: there is no more room than there is."""
+
+    def replace(self, tensors: dict[str, Tensor]) -> None:
+        """Take other buffers."""
+        self.k, self.v = tensors["k"], tensors["v"]
+
+
 class AttentionMixer(nn.Module):
     """The mixer; see the file's formula."""
 
@@ -109,7 +136,7 @@ class AttentionMixer(nn.Module):
         self.sub_norm = Norm(wide, eps) if spec.sub_norm else None
         self.o_proj = recipe.linear(wide, d_model, bias=spec.out_bias, role="attention.o_proj")
 
-    def forward(self, x: Tensor, span: Span, state: KVState | None = None) -> Tensor:
+    def forward(self, x: Tensor, span: Span, state: KVState | FixedKV | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); attends to and extends `state` when there is one."""
         s = self.spec
         q = self.q_proj(x).unflatten(-1, (s.n_heads, s.head_dim))
@@ -121,9 +148,13 @@ class AttentionMixer(nn.Module):
             frequencies, temperature = _frequencies(s.rope, s.head_dim, x.device)
             q = rotate(q, span.positions, frequencies, temperature=temperature)
             k = rotate(k, span.positions, frequencies, temperature=temperature)
-        if state is not None:
-            k, v = state.append(k, v)
-        out = attention(q, k, v, key_mask=span.key_mask, documents=span.documents).flatten(-2)
+        if isinstance(state, FixedKV):
+            out = state.attend(q, k, v, span.positions)
+        else:
+            if state is not None:
+                k, v = state.append(k, v)
+            out = attention(q, k, v, key_mask=span.key_mask, documents=span.documents)
+        out = out.flatten(-2)
         return self.o_proj(out if self.sub_norm is None else self.sub_norm(out))
 
 

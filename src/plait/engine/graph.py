@@ -1,0 +1,236 @@
+"""Decode steps without the host: a whole step, sampling included, is captured once as a CUDA graph and replayed.
+
+    ids -> model -> logits -> sample -> ids        all on tensors that stay where they are
+
+The host only reads the chosen ids after each step. Batches come in a few sizes ("buckets"), each with its own graph
+over the first rows of one static cache; a batch that has shrunk moves to a smaller bucket. Without CUDA the same step
+runs directly, for tests; where a step cannot be captured, the runner's own decode serves.
+"""
+
+import logging
+from collections.abc import Generator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.engine import runner
+from plait.engine.runner import Row
+from plait.model.cache import Cache
+from plait.model.hybrid import Hybrid
+from plait.model.static import StaticCache
+from plait.ops.sample import sample_ids, uniform_numbers
+
+log = logging.getLogger(__name__)
+
+
+def bucket(n: int) -> int:
+    """The smallest batch that is captured and holds n sequences: powers of two to 32, then multiples of 32."""
+    return 1 << (n - 1).bit_length() if n <= 32 else -(-n // 32) * 32
+
+
+class Step:
+    """One token for every sequence of a static cache: its tensors, and the graph of it once it is captured."""
+
+    def __init__(self, model: Hybrid, cache: StaticCache) -> None:
+        """
+        Args:
+            model: any.
+            cache: of B sequences; each run adds a token to all of them.
+        """
+        batch, device = cache.batch, model.device
+        self.model, self.cache = model, cache
+        self.ids = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.settings = {
+            "temperature": torch.zeros(batch, device=device),
+            "top_k": torch.zeros(batch, dtype=torch.int32, device=device),
+            "top_p": torch.ones(batch, device=device),
+            "min_p": torch.zeros(batch, device=device),
+        }
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
+        """Take the settings of some sequences, which are at these places of the cache."""
+        draws, at = [row.draw for row in rows], torch.tensor(slots, device=self.ids.device)
+        for name, of in (
+            ("temperature", lambda s: float(s.temperature)),
+            ("top_k", lambda s: min(s.top_k or 0, 1 << 30)),
+            ("top_p", lambda s: 1.0 if s.top_p is None else s.top_p),
+            ("min_p", lambda s: s.min_p or 0.0),
+        ):
+            mine = self.settings[name]
+            mine[at] = torch.tensor([of(draw.sampling) for draw in draws], dtype=mine.dtype).to(mine.device)
+        seeds = [draw.seed & ((1 << 64) - 1) for draw in draws]
+        signed = [seed - (1 << 64) if seed >> 63 else seed for seed in seeds]
+        self.seeds[at] = torch.tensor(signed).to(self.seeds.device)
+
+    def draw(self, logits: Tensor) -> None:
+        """Choose the next tokens of the first n sequences from (n, V) logits; -1 in `ids` where they are no numbers."""
+        n = logits.shape[0]
+        u = uniform_numbers(self.seeds[:n], self.cache.lengths[:n])
+        self.ids[:n] = sample_ids(logits, u, **{name: t[:n] for name, t in self.settings.items()})
+
+    def run(self) -> None:
+        """Feed `ids`, then draw the next ones."""
+        if self.graph is None:
+            self._step()
+        else:
+            self.graph.replay()
+
+    def capture(self, pool: object = None) -> None:
+        """Record the step; what the cache holds is spoiled.
+
+        Args:
+            pool: memory to share with the other graphs, whose steps never run at the same time.
+
+        Raises: RuntimeError if something in the step cannot be captured.
+        """
+        # compilers and libraries set themselves up on the first runs, which must not be recorded
+        aside = torch.cuda.Stream(self.model.device)
+        aside.wait_stream(torch.cuda.current_stream())
+        self.cache.lengths.zero_()
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                self._step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
+            self._step()
+        self.graph = graph
+
+    def _step(self) -> None:
+        # a sequence that is broken is told to the host by its -1, and must not stop the others
+        fed = self.ids.clamp(min=0)[:, None]
+        x, _ = self.model.hidden(fed, cache=self.cache)
+        x, head = x[:, -1], self.model.head
+        self.draw(F.linear(x, self.model.embed.weight.to(x.dtype)) if head is None else head(x))
+
+
+class Steps:
+    """The steps of one model over one static cache, one per bucket; made again when a larger cache is needed."""
+
+    def __init__(self, model: Hybrid) -> None:
+        self.model = model
+        self.cache: StaticCache | None = None
+        self.steps: dict[int, Step] = {}
+        self.captures = model.device.type == "cuda"
+
+    def serves(self, rows: Sequence[Row]) -> bool:
+        """Whether these sequences can be decoded here: on a GPU, and nothing about them is computed on the host."""
+        return self.captures and all(row.draw.seen is None for row in rows)
+
+    def ready(self, batch: int, capacity: int) -> list[Step]:
+        """The steps for so many sequences with so much room, smallest bucket first; what the cache held is lost.
+
+        Raises: RuntimeError if one cannot be captured, or there is no memory for the cache.
+        """
+        if self.cache is None or self.cache.batch < batch or self.cache.capacity < capacity:
+            held = (0, 0) if self.cache is None else (self.cache.batch, self.cache.capacity)
+            self.steps, self.cache = {}, None
+            # room in steps of 1,024, so that the next prompt need not make it anew
+            size = max(bucket(batch), held[0]), max(-(-capacity // 1024) * 1024, held[1])
+            config, recipe = self.model.config, self.model.recipe
+            self.cache = StaticCache(config, *size, device=self.model.device, dtype=recipe.compute)
+        sizes = [bucket(batch)]
+        while sizes[0] > 1:
+            # a graph for every halving would take longer to capture than it saves
+            sizes.insert(0, bucket(-(-sizes[0] // 4)))
+        pool = next((step.graph.pool() for step in self.steps.values() if step.graph is not None), None)
+        for size in sizes:
+            if size not in self.steps:
+                step = Step(self.model, self.cache.first(size))
+                if self.captures:
+                    step.capture(pool)
+                    assert step.graph is not None
+                    pool = step.graph.pool()
+                self.steps[size] = step
+        return [self.steps[size] for size in sizes]
+
+    def give_up(self, error: RuntimeError) -> None:
+        """Never try again: the model's step cannot be captured here."""
+        log.warning("decoding without CUDA graphs: %s", error)
+        self.captures, self.steps, self.cache = False, {}, None
+
+
+def decode(
+    model: Hybrid, rows: Sequence[Row], cache: Cache, logits: Tensor, steps: Steps
+) -> Generator[list[int], None, None]:
+    """Draw and feed tokens until every row is finished, as `runner.decode` does.
+
+    Args:
+        model: as for prefill.
+        rows: B sequences without a repetition penalty; each `accept`s its tokens.
+        cache: theirs; not touched until the end or the leaving, and then brought up to date if it holds one sequence.
+        logits: (B, V) from prefill.
+        steps: of this model.
+
+    Yields: the ids drawn in this step, before they are fed.
+    Raises: FloatingPointError if a row of logits holds no number.
+    """
+    rows = list(rows)
+    lengths = cache.lengths.tolist()
+    capacity = runner.room(rows, model.config.max_context)
+    try:
+        ladder = steps.ready(len(rows), capacity)
+    except RuntimeError as error:
+        steps.give_up(error)
+        yield from runner.decode(model, rows, cache, logits)
+        return
+    step = ladder.pop()
+    slots, alone = list(range(len(rows))), len(rows) == 1
+    step.cache.take(cache)
+    step.load(rows, slots)
+    step.draw(logits)
+    try:
+        while True:
+            drawn = step.ids.tolist()
+            ids = [drawn[slot] for slot in slots]
+            if min(ids) < 0:
+                raise FloatingPointError("the model's logits are not numbers; its weights or its precision are broken")
+            for row, token_id in zip(rows, ids, strict=True):
+                row.accept(token_id)
+            yield ids
+            going = [i for i, row in enumerate(rows) if row.reason is None]
+            if len(going) < len(rows):
+                cache_bytes = step.cache.used_bytes(lengths) // len(rows)
+                for row in rows:
+                    row.cache_bytes = cache_bytes
+                if not going:
+                    break
+                for i in set(range(len(rows))) - {*going}:
+                    step.cache.lengths[slots[i]] = 0  # nothing of it is read any more
+                rows, slots = [rows[i] for i in going], [slots[i] for i in going]
+                ids, lengths = [ids[i] for i in going], [lengths[i] for i in going]
+                while ladder and ladder[-1].cache.batch >= len(rows):
+                    slots = _shrunk(step, ladder[-1], rows, slots)
+                    step = ladder.pop()
+            if max(lengths) == step.cache.capacity:
+                step.cache.give(cache, slots, lengths)
+                alone = False
+                fed = torch.tensor(ids, device=model.device)[:, None]
+                yield from runner.decode(model, rows, cache, model(fed, cache=cache, n_logits=1).logits[:, 0])
+                return
+            step.run()
+            lengths = [n + 1 for n in lengths]
+    except GeneratorExit:
+        if alone:
+            step.cache.give(cache, slots, lengths)
+        raise
+    if alone:
+        step.cache.give(cache, slots, lengths)
+
+
+def _shrunk(step: Step, smaller: Step, rows: Sequence[Row], slots: Sequence[int]) -> list[int]:
+    """Move sequences to the places that a smaller step serves; returns where they are now."""
+    size = smaller.cache.batch
+    free = iter(sorted(set(range(size)) - {*slots}))
+    places = [slot if slot < size else next(free) for slot in slots]
+    moves = [(old, new) for old, new in zip(slots, places, strict=True) if old != new]
+    step.cache.move(moves)
+    ids = step.ids.clone()
+    smaller.ids.copy_(ids[:size])
+    for old, new in moves:
+        smaller.ids[new] = ids[old]
+    smaller.load(rows, places)
+    return places

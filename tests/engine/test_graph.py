@@ -1,0 +1,179 @@
+"""The captured step, run directly: the same tokens as the ordinary decode, whatever the batch, padding and settings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from plait.engine import graph
+from plait.engine.engine import Engine
+from plait.engine.graph import Steps, bucket
+from plait.engine.request import Sampling
+from plait.engine.runner import Row, decode, prefill
+from plait.engine.sampler import Draw
+from plait.engine.session import Session
+from plait.engine.stop import TextGate
+from plait.model.cache import Cache
+from plait.model.hybrid import Hybrid
+
+Tiny = Callable[..., Hybrid]
+GREEDY = Sampling(max_tokens=9, temperature=0)
+LLAMA = {
+    "attention": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"base": 1000.0}, "qk_norm": True},
+    "mlp": {"d_ff": 48, "activation": "silu", "gated": True},
+    "ties_embeddings": True,
+}
+
+
+def rows_of(model: Hybrid, prompts: Sequence[list[int]], settings: Sequence[Sampling]) -> list[Row]:
+    return [
+        Row(p, s, draw=Draw(s, p, 384, model.device), gate=TextGate(None, ()), end_ids=frozenset(s.stop_ids))
+        for p, s in zip(prompts, settings, strict=True)
+    ]
+
+
+def run(model: Hybrid, prompts: Sequence[list[int]], settings: Sequence[Sampling], *, captured: bool) -> list[Row]:
+    with torch.inference_mode():
+        rows = rows_of(model, prompts, settings)
+        cache = model.cache(len(rows))
+        logits = prefill(model, prompts, cache, 64)
+        if captured:
+            steps = Steps(model)
+            assert sum(len(ids) for ids in graph.decode(model, rows, cache, logits, steps)) == sum(
+                len(row.ids) for row in rows
+            )
+        else:
+            list(decode(model, rows, cache, logits))
+    return rows
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    return [torch.randint(0, 384, (n,)).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize(("pattern", "sizes"), [("M-M*-M", {}), ("*-*-", LLAMA), ("MM", {}), ("*E", {})])
+def test_a_padded_batch_gives_the_ids_of_the_ordinary_decode(
+    tiny: Tiny, pattern: str, sizes: dict[str, object]
+) -> None:
+    moe = {"n_experts": 4, "n_chosen": 2, "d_ff": 16, "d_shared": 16}
+    model = tiny(pattern, **({"moe": moe} | sizes))
+    asked = prompts(1, 15, 33, 7, 20)
+    # they end one by one, so that the batch shrinks through its buckets: 8, 2, 1
+    settings = [replace(GREEDY, max_tokens=n) for n in (2, 12, 5, 5, 3)]
+    ours, exact = (run(model, asked, settings, captured=captured) for captured in (True, False))
+    assert [row.ids for row in ours] == [row.ids for row in exact]
+    assert all(row.cache_bytes > 0 for row in ours)
+
+
+def test_every_row_samples_with_its_own_settings_and_seed(tiny: Tiny) -> None:
+    model = tiny()
+    settings = [
+        Sampling(max_tokens=8, temperature=1.3, seed=3),
+        Sampling(max_tokens=8, temperature=0.7, top_k=5, seed=2**64 - 1),
+        Sampling(max_tokens=8, top_p=0.8, seed=5),
+        GREEDY,
+        Sampling(max_tokens=8, min_p=0.1, top_k=9, top_p=0.9, seed=0),
+    ]
+    asked = prompts(4, 30, 11, 2, 9)
+    ours, exact = (run(model, asked, settings, captured=captured) for captured in (True, False))
+    assert [row.ids for row in ours] == [row.ids for row in exact]
+
+
+def test_steps_are_used_again_and_made_larger_when_needed(tiny: Tiny) -> None:
+    model = tiny()
+    steps = Steps(model)
+    for lengths, tokens in (((5,), 4), ((3, 9, 2), 6), ((1, 2), 3), ((40,), 1100), ((4, 4), 5)):
+        asked = prompts(*lengths)
+        settings = [replace(GREEDY, max_tokens=min(tokens, 9))] * len(lengths)
+        exact = run(model, asked, settings, captured=False)
+        with torch.inference_mode():
+            rows = rows_of(model, asked, settings)
+            steps.ready(len(rows), 50 if tokens < 1000 else 1100)
+            held = steps.cache
+            cache = model.cache(len(rows))
+            for _ in graph.decode(model, rows, cache, prefill(model, asked, cache, 64), steps):
+                assert steps.cache is held
+        assert [row.ids for row in rows] == [row.ids for row in exact]
+    assert steps.cache is not None and (steps.cache.batch, steps.cache.capacity) == (4, 2048)
+
+
+def test_a_full_cache_goes_on_in_an_ordinary_one(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("M*-M")
+    asked, settings = prompts(3, 17, 9), [replace(GREEDY, max_tokens=n) for n in (30, 25, 2)]
+    exact = run(model, asked, settings, captured=False)
+    monkeypatch.setattr(Steps, "ready", lambda self, batch, capacity: [_step(self, 24)])
+    ours = run(model, asked, settings, captured=True)
+    assert [row.ids for row in ours] == [row.ids for row in exact]
+
+
+def _step(steps: Steps, capacity: int) -> graph.Step:
+    model = steps.model
+    cache = graph.StaticCache(model.config, 4, capacity, device=model.device, dtype=model.recipe.compute)
+    return graph.Step(model, cache)
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines use the captured step, run directly where there is no GPU."""
+    monkeypatch.setattr(Steps, "serves", lambda self, rows: all(row.draw.seen is None for row in rows))
+
+
+@pytest.mark.usefixtures("captured")
+@pytest.mark.parametrize("n_read", [1, 4, 99])
+def test_a_stream_that_is_left_or_ended_leaves_a_session_that_goes_on(tiny: Tiny, n_read: int) -> None:
+    model, session, prompt = tiny(), Session(), list(range(7, 30))
+    stream = Engine(model, prefill_chunk=8).stream(prompt, GREEDY, session)
+    for _, _ in zip(range(n_read), stream, strict=False):
+        pass
+    stream.close()
+    answer = stream.completion.token_ids
+    assert session.ids == (prompt + answer)[:-1]
+    assert session.cache is not None and session.cache.n_tokens == len(session.ids)
+    more = [*prompt, *answer, 5, 6]
+    again = Engine(model).stream(more, GREEDY, session)
+    list(again)
+    fresh = Engine(model).stream(more, GREEDY)
+    list(fresh)
+    assert again.completion.token_ids == fresh.completion.token_ids
+    assert again.completion.usage.cached_tokens == len(prompt) + len(answer) - 1
+
+
+@pytest.mark.usefixtures("captured")
+def test_the_engine_decodes_batches_with_it_and_penalties_without(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    real = graph.decode
+
+    def noted(model: Hybrid, rows: Sequence[Row], cache: Cache, *rest: object) -> object:
+        used.append(len(rows))
+        return real(model, rows, cache, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graph, "decode", noted)
+    engine, asked = Engine(tiny(), max_batch=2), prompts(5, 6, 30)
+    ids = [c.token_ids for c in engine.generate(asked, GREEDY)]
+    assert used == [1, 2] or used == [2, 1]
+    assert [c.token_ids for c in engine.generate(asked, replace(GREEDY, repetition_penalty=1.0 + 1e-9))] == ids
+    assert len(used) == 2
+
+
+def test_logits_that_are_no_numbers_stop_the_decode(tiny: Tiny) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.norm.weight[0] = torch.nan
+    with pytest.raises(FloatingPointError):
+        run(model, prompts(3, 4), [GREEDY] * 2, captured=True)
+
+
+def test_buckets() -> None:
+    assert [bucket(n) for n in (1, 2, 3, 8, 9, 32, 33, 100)] == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("pattern", "sizes"), [("M-M*-M", {}), ("*-*-", LLAMA)])
+def test_the_captured_graph_gives_the_ids_of_the_ordinary_decode(
+    tiny: Tiny, pattern: str, sizes: dict[str, object]
+) -> None:
+    model = tiny(pattern, **sizes).to("cuda")
+    asked, settings = prompts(1, 15, 33, 7, 20), [replace(GREEDY, max_tokens=n) for n in (2, 12, 5, 5, 3)]
+    ours, exact = (run(model, asked, settings, captured=captured) for captured in (True, False))
+    assert [row.ids for row in ours] == [row.ids for row in exact]
