@@ -45,8 +45,8 @@ OPTIONAL = {
     "transformers": "`plait demo` and the tests compare exports with it",
     "tensorboard": "training curves in a browser",
 }
-# what keeps a backend from serving, by its name
-NEEDS = {"triton": "needs a CUDA device and Triton", "native": "its compiled library is not there"}
+# what keeps a fast backend from serving, by its name; others serve special calls only
+NEEDS = {"triton": "needs a CUDA device and Triton", "native": "not compiled here, or not for these tensors"}
 # logits of a float32 model; rounding alone stays near 1e-6
 AGREE = 1e-4
 COLOUR = {"ok": "green", "hint": "yellow", "fault": "bold red"}
@@ -71,7 +71,7 @@ class Finding:
 
 def run(inputs: Inputs) -> Drawn:
     """Examine the machine; raises RuntimeError, after all findings are shown, if something basic does not work."""
-    findings = [*versions(), *processor(), *room(), *accelerator(), *packages()]
+    findings = [*versions(), *processor(), native_kernels(), *room(), *accelerator(), *packages()]
     report = Drawn("doctor")
     if inputs.measure:
         findings += measured(report)
@@ -128,6 +128,23 @@ def processor() -> list[Finding]:
             fix=f"OMP_NUM_THREADS={cores()} uses all of them" if few else "",
         ),
     ]
+
+
+def native_kernels() -> Finding:
+    """How many of the C++ kernels are compiled, and for which kind of processor."""
+    from plait.kernels.native.library import FOLDER, library, target
+
+    sources = sorted(path.stem for path in FOLDER.glob("*.cpp"))
+    compiled = [name for name in sources if library(name) is not None]
+    known = target() or "a processor that they do not know"
+    return Finding(
+        subject="native kernels",
+        state="ok" if len(compiled) == len(sources) else "hint",
+        found=f"{len(compiled)} of {len(sources)} compiled for {known}",
+        fix=""
+        if len(compiled) == len(sources)
+        else "install g++, then pip install Plait again: PyTorch serves until then",
+    )
 
 
 def room() -> list[Finding]:
@@ -270,12 +287,14 @@ def backends(seen: dict[str, set[str]]) -> list[Finding]:
             plain.append(name)
             continue
         ran = seen.get(name, set())
-        # a backend behind one that takes every call is not missed
+        # a backend behind one that takes every call is not missed; nor is an operation that this model never calls
         first = next((i for i, (backend, _, _) in enumerate(op.candidates) if backend in ran), len(op.candidates))
-        idle = [backend for backend, _, _ in op.candidates[:first]]
-        fix = "; ".join(f"{backend}: {NEEDS.get(backend, 'does not serve these calls')}" for backend in idle)
-        found = ", ".join(sorted(ran)) or "nothing called it"
-        findings.append(Finding(subject=f"op {name}", state="hint" if idle else "ok", found=found, fix=fix))
+        faster = dict.fromkeys(backend for backend, _, _ in op.candidates[:first] if ran)
+        idle = [name for name in faster if name in NEEDS and (name != "triton" or torch.cuda.is_available())]
+        if ran:
+            fix = "; ".join(f"{backend}: {NEEDS[backend]}" for backend in idle)
+            state = "hint" if idle else "ok"
+            findings.append(Finding(subject=f"op {name}", state=state, found=", ".join(sorted(ran)), fix=fix))
     found = f"{', '.join(plain)}: PyTorch, the only backend"
     return [*findings, Finding(subject="other ops", state="ok", found=found)]
 
