@@ -11,6 +11,7 @@ from torch import Tensor
 from plait.model.config import ModelConfig
 from plait.model.layer import State
 from plait.model.layers import KINDS
+from plait.ops.tape import Tape
 
 
 class Cache:
@@ -28,6 +29,8 @@ class Cache:
         self.n_tokens = 0
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.mask: Tensor | None = None
+        # how model/step.py decodes with it: the model, and its tape or None where there can be none
+        self.tape: tuple[object, Tape | None] | None = None
 
     @property
     def batch(self) -> int:

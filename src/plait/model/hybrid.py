@@ -19,7 +19,9 @@ from plait.model.cache import Cache
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec, Norm, Span
 from plait.model.layers import KINDS
+from plait.model.step import step
 from plait.ops.loss import IGNORED, linear_cross_entropy
+from plait.ops.tape import Rounded
 from plait.precision import RECIPES
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
 from plait.precision.weight_only import hold_as_codes
@@ -59,6 +61,7 @@ class Hybrid(nn.Module):
         super().__init__()
         self.config, self.recipe = config, recipe
         self.origin: Path | None = None  # folder it was loaded from, where its tokenizer lies
+        self.rounded: Rounded = {}  # for decoding; dropped when training goes on
         # fresh weights are drawn by `build`; torch's own draw would cost seconds, on meta too
         self.embed = nn.Embedding(
             config.vocab_size, config.d_model, _weight=torch.empty(config.vocab_size, config.d_model)
@@ -114,6 +117,11 @@ class Hybrid(nn.Module):
         Returns: see Output.
         Raises: ValueError for ids outside the vocabulary, wrong shapes, padding inside a row, or packing with a cache.
         """
+        plain = labels is None and attention_mask is None and starts is None and not output_hidden_states
+        if plain and cache is not None and n_logits != 0:
+            logits = step(self, input_ids, cache)
+            if logits is not None:
+                return Output(logits=logits)
         x, streams = self.hidden(
             input_ids, attention_mask=attention_mask, starts=starts, cache=cache, keeps_all=output_hidden_states
         )
@@ -141,6 +149,8 @@ class Hybrid(nn.Module):
         Arguments and errors are those of `forward`.
         """
         self._check(input_ids, attention_mask, starts, cache)
+        if self.rounded and torch.is_grad_enabled():
+            self.rounded.clear()
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
         span = _span(input_ids, mask, starts, cache)
         if cache is not None:

@@ -98,6 +98,8 @@ class LayerKind:
     state: (spec, batch, device, dtype of activations) to an empty state, or None for a layer that remembers nothing.
     cost: (spec, d_model) to its cost, the layer's own input norm included.
     init: (mixer, standard deviation, number of layers, generator) fills fresh weights.
+    capture: (mixer, tape, norm, state) writes x += mixer(norm(x)) of one token on a plait.ops.tape.Tape, None if it
+        cannot be written.
     """
 
     symbol: str
@@ -107,6 +109,7 @@ class LayerKind:
     state: Callable[..., State | None]
     cost: Callable[..., Cost]
     init: Callable[..., None]
+    capture: Callable[..., None] | None = None
 
 
 class Norm(nn.Module):

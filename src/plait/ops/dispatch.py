@@ -11,12 +11,19 @@ from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Generic, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _forced: ContextVar[str | None] = ContextVar("plait_backend", default=None)
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def _choice() -> str | None:
+    # the compiler cannot read a context variable, and what it makes outlives the block that forces a backend
+    return None if torch.compiler.is_compiling() else _forced.get()
 
 
 class BackendError(RuntimeError):
@@ -41,7 +48,7 @@ class Op(Generic[P, R]):
         return register
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        forced = _forced.get()
+        forced = _choice()
         if forced is None:
             for _, when, fn in self.candidates:
                 if when(*args, **kwargs):
@@ -72,6 +79,11 @@ def use(backend: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def is_free() -> bool:
+    """Whether no backend is forced, so that several operations may be served by one."""
+    return _choice() is None
+
+
 def native_serves(source: str, *tensors: Tensor | None) -> bool:
     """Whether the kernels of native/SOURCE.cpp are compiled and take these tensors (CPU, float32 or bfloat16)."""
     from plait.kernels.native.library import serves
@@ -79,12 +91,7 @@ def native_serves(source: str, *tensors: Tensor | None) -> bool:
     return serves(source, *tensors)
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def triton_serves(*tensors: Tensor | None) -> bool:
     """Whether Triton is here and these tensors are on a GPU, or anywhere when a test forces it (the interpreter)."""
     given = [t for t in tensors if t is not None]
-    return _has_triton() and (_forced.get() == "triton" or all(t.is_cuda for t in given))
+    return _HAS_TRITON and (_choice() == "triton" or all(t.is_cuda for t in given))

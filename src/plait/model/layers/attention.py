@@ -20,6 +20,7 @@ from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, requ
 from plait.ops.attention import attention
 from plait.ops.decode_attention import decode_attention
 from plait.ops.rope import Rope, inverse_frequencies, rotate
+from plait.ops.tape import Tape
 from plait.precision.recipe import PrecisionRecipe
 
 
@@ -65,12 +66,16 @@ class KVState:
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B, L, K, P) keys and values; returns all of them as (B, S, K, P) views."""
         end = self.length + k.shape[1]
-        if end > self.k.shape[2]:
-            self.reserve(max(end, self.k.shape[2] * 3 // 2, 64))
+        self.grow(end)
         self.k[:, :, self.length : end] = k.detach().transpose(1, 2)
         self.v[:, :, self.length : end] = v.detach().transpose(1, 2)
         self.length = end
         return self.k[:, :, :end].transpose(1, 2), self.v[:, :, :end].transpose(1, 2)
+
+    def grow(self, end: int) -> None:
+        """Make room for `end` tokens in all if there is too little, and for half as many again."""
+        if end > self.k.shape[2]:
+            self.reserve(max(end, self.k.shape[2] * 3 // 2, 64))
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for so many tokens in all, so that none of them is copied on the way there."""
@@ -177,6 +182,27 @@ def _cost(s: Attention, d_model: int) -> Cost:
     )
 
 
+def _capture(mixer: AttentionMixer, tape: Tape, norm: Norm, state: KVState) -> None:
+    s, rows = mixer.spec, tape.rows(tape.x, norm=norm)
+    attended = tape.attend(
+        tape.linear(mixer.q_proj, rows),
+        tape.linear(mixer.k_proj, rows),
+        tape.linear(mixer.v_proj, rows),
+        state,
+        heads=(s.n_heads, s.n_kv_heads, s.head_dim),
+        norms=(mixer.q_norm, mixer.k_norm),
+        rotation=None if s.rope is None else _frequencies(s.rope, s.head_dim, torch.device("cpu")),
+    )
+    tape.linear(mixer.o_proj, tape.normed(attended, mixer.sub_norm), onto=tape.x)
+
+
 KIND = LayerKind(
-    symbol="*", name="attention", spec=Attention, build=AttentionMixer, state=KVState, cost=_cost, init=_init
+    symbol="*",
+    name="attention",
+    spec=Attention,
+    build=AttentionMixer,
+    state=KVState,
+    cost=_cost,
+    init=_init,
+    capture=_capture,
 )

@@ -19,6 +19,7 @@ from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, requ
 from plait.ops.conv import causal_conv1d, causal_conv1d_step, conv_window
 from plait.ops.norm import gated_rmsnorm
 from plait.ops.ssd import NO_LIMIT, selective_state_update, ssd
+from plait.ops.tape import Tape
 from plait.precision.recipe import PrecisionRecipe
 
 
@@ -199,4 +200,23 @@ def _cost(s: Mamba2, d_model: int) -> Cost:
     )
 
 
-KIND = LayerKind(symbol="M", name="Mamba-2", spec=Mamba2, build=Mamba2Mixer, state=Mamba2State, cost=_cost, init=_init)
+def _capture(mixer: Mamba2Mixer, tape: Tape, norm: Norm, state: Mamba2State) -> None:
+    s = mixer.spec
+    projected = tape.linear(mixer.in_proj, tape.rows(tape.x, norm=norm))
+    z, xBC, dt = projected.split([s.d_inner, s.conv_dim, s.n_heads], dim=-1)
+    tape.conv_step(xBC, state, mixer.conv)
+    y = tape.state_step(xBC, dt, state, mixer, groups=s.n_groups, dt_limit=s.dt_limit)
+    gated = tape.normed(tape.rows(y, z, source="silu gate"), mixer.norm, s.n_groups)
+    tape.linear(mixer.out_proj, gated, onto=tape.x)
+
+
+KIND = LayerKind(
+    symbol="M",
+    name="Mamba-2",
+    spec=Mamba2,
+    build=Mamba2Mixer,
+    state=Mamba2State,
+    cost=_cost,
+    init=_init,
+    capture=_capture,
+)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, no_state, require
 from plait.ops.activation import gate, squared_relu
+from plait.ops.tape import Tape
 from plait.precision.recipe import PrecisionRecipe
 
 
@@ -65,4 +66,17 @@ def _cost(s: MLP, d_model: int) -> Cost:
     return Cost(params=params, active_params=params, flops_per_token=2 * matrices)
 
 
-KIND = LayerKind(symbol="-", name="MLP", spec=MLP, build=MLPMixer, state=no_state, cost=_cost, init=_init)
+def _capture(mixer: MLPMixer, tape: Tape, norm: Norm, state: None) -> None:
+    rows = tape.rows(tape.x, norm=norm)
+    up = tape.linear(mixer.up_proj, rows)
+    if mixer.gate_proj is None:
+        h = tape.rows(up, source="relu2", norm=mixer.sub_norm)
+    else:
+        gated = tape.linear(mixer.gate_proj, rows)
+        h = tape.rows(up, gated, source=f"{mixer.spec.activation} gate", norm=mixer.sub_norm)
+    tape.linear(mixer.down_proj, h, onto=tape.x)
+
+
+KIND = LayerKind(
+    symbol="-", name="MLP", spec=MLP, build=MLPMixer, state=no_state, cost=_cost, init=_init, capture=_capture
+)

@@ -1,0 +1,39 @@
+// A linear layer for a few rows of x: see gemv.h.
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "gemv.h"
+
+// y (B, N) = x (B, K) W^T + bias, in the type of x and y
+template <typename T>
+static void linear(const Matrix &w, const T *x, int64_t B, const T *bias, T *y) {
+  const int64_t ld = w.K + 64;
+  std::vector<float> wide(B * ld), sums(w.zeros ? B * ld : 0);
+  std::vector<bf16> half(uses_half(w, B) ? B * ld : 0);
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t k = 0; k < w.K; k++) wide[b * ld + k] = load1(x + b * w.K + k);
+  const Inputs in = prepare(w, wide.data(), B, ld, half.data(), sums.data());
+  const int64_t least = least_rows(w);
+  int64_t next = 0;
+#pragma omp parallel
+  {
+    int64_t n_threads = 1;
+#if defined(_OPENMP)
+    n_threads = omp_get_num_threads();
+#endif
+    for (int64_t first, last; take(&next, w.N, least, n_threads, first, last);)
+      multiply(w, first, last, in, [&](int64_t b, int64_t n, float value) {
+        store1(y + b * w.N + n, bias ? value + load1(bias + n) : value);
+      });
+  }
+}
+
+extern "C" void gemv(const void *codes, const void *scales, const void *zeros, int64_t format, int64_t group, int64_t N,
+                     int64_t K, int64_t rounds, int64_t half, const void *x, int64_t B, const void *bias, void *y) {
+  const Matrix w = {codes, (const uint16_t *)scales, (const uint8_t *)zeros, format, group, N, K, rounds};
+  half ? linear(w, (const bf16 *)x, B, (const bf16 *)bias, (bf16 *)y)
+       : linear(w, (const float *)x, B, (const float *)bias, (float *)y);
+}

@@ -1,0 +1,316 @@
+// y = W x for one to eight x at a time: weights as they are stored, read once, at the speed of memory.
+//
+// A few rows of W stream through together; each brings its products with all x before the next rows come. Weights of
+// 8 and 4 bits come in blocks of 64 columns with a scale per group of 32, 64 or 128:
+//
+//     int8   w = scale * (code - zero),   codes int8 without zeros, uint8 with them
+//     int4   byte j of a block holds column j in its low half and column 32 + j in its high half; zero is 8 unless given
+//
+// Sums of 32 products are scaled, not single weights; the zeros' part is scale * zero * (sum of x over the group).
+// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs.
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12 warns of its own intrinsics, which leave unused lanes undefined
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include "vec.h"
+
+enum Format : int64_t { FP32, BF16, INT8, INT4 };
+
+// every member is eight bytes wide, as Python writes them
+struct Matrix {
+  const void *codes;       // (N, K) fp32, bf16, int8 or uint8; (N, K / 2) int4
+  const uint16_t *scales;  // (N, K / group) float16, or null
+  const uint8_t *zeros;    // (N, K / group) or null
+  int64_t format, group, N, K;
+  int64_t rounds;  // x may be rounded to bfloat16
+
+  int64_t groups() const { return scales ? K / group : 0; }
+  int64_t row_bytes() const { return format == FP32 ? 4 * K : format == BF16 ? 2 * K : format == INT8 ? K : K / 2; }
+};
+
+// B inputs, made ready once for all rows
+struct Inputs {
+  const float *x;  // (B, ld)
+  const bf16 *half;  // (B, ld) the same in bfloat16, where `uses_half`
+  const float *sums;  // (B, ld) sums over groups, where there are zeros
+  int64_t B, ld;
+};
+
+#if defined(__AVX512BF16__)
+static inline bool uses_half(const Matrix &w, int64_t B) {
+  return w.rounds && (w.format == INT4 || (w.format == BF16 && B > 1 && w.K % 32 == 0));
+}
+#else
+static inline bool uses_half(const Matrix &, int64_t) { return false; }
+#endif
+
+constexpr int ROWS = W == 16 ? 4 : 2;  // rows of W at a time: as many as there are registers for
+constexpr int MOST_GROUPS = 1024;      // K / group at most
+constexpr int64_t AHEAD = 4096;        // bytes from what is read to what is asked for
+
+static inline void ask(const void *p) { __builtin_prefetch((const char *)p + AHEAD); }
+
+static inline float from_half(uint16_t h) {
+  _Float16 f;
+  memcpy(&f, &h, 2);
+  return f;
+}
+static inline void widen(const uint16_t *h, float *f, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) _mm512_storeu_ps(f + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(f + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+#endif
+  for (; i < n; i++) f[i] = from_half(h[i]);
+}
+
+// ---- codes to floats: W codes of a block of 64 columns, from its half h (columns 32 h + i W ...)
+
+typedef uint8_t vb __attribute__((vector_size(W)));
+typedef int8_t vc __attribute__((vector_size(W)));
+
+#if defined(__AVX512F__)
+static inline vi whole(const int8_t *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static inline vi whole(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static inline vf floats(vi v) { return (vf)_mm512_cvtepi32_ps((__m512i)v); }
+#elif defined(__AVX2__)
+static inline vi whole(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vi whole(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vf floats(vi v) { return (vf)_mm256_cvtepi32_ps((__m256i)v); }
+#else
+template <typename V>
+static inline vi whole_of(const void *p) {
+  V c;
+  memcpy(&c, p, W);
+  return __builtin_convertvector(c, vi);
+}
+static inline vi whole(const int8_t *p) { return whole_of<vc>(p); }
+static inline vi whole(const uint8_t *p) { return whole_of<vb>(p); }
+static inline vf floats(vi v) { return __builtin_convertvector(v, vf); }
+#endif
+
+struct Int8 {
+  static constexpr int BLOCK = 64;  // bytes of 64 columns
+  static vf get(const uint8_t *p, int h, int i) { return floats(whole((const int8_t *)p + 32 * h + i * W)); }
+};
+struct UInt8 {  // around 128, to keep the zeros' part small
+  static constexpr int BLOCK = 64;
+  static vf get(const uint8_t *p, int h, int i) { return floats(whole(p + 32 * h + i * W) - 128); }
+};
+struct Int4 {  // around 8
+  static constexpr int BLOCK = 32;
+  static vf get(const uint8_t *p, int h, int i) {
+    vi v = whole(p + i * W);
+    if (h) v = v >> 4;
+#if defined(__AVX512F__)
+    // the permutation reads the low four bits only: a table lookup
+    const vf table = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    return (vf)_mm512_permutexvar_ps((__m512i)v, (__m512)table);
+#else
+    return floats((v & 15) - 8);
+#endif
+  }
+};
+
+// ---- R rows times B inputs: y[r][b]
+
+template <int R, int B, typename T>
+static inline void plain(const T *w, int64_t K, const float *x, int64_t ld, float (&y)[R][B]) {
+  vf acc[R][B] = {};
+  int64_t k = 0;
+  for (; k + 64 <= K; k += 64)
+    for (int r = 0; r < R; r++) {
+      const T *p = w + r * K + k;
+      for (int i = 0; i < 64 * (int)sizeof(T); i += 64) ask((const char *)p + i);
+#pragma GCC unroll 16
+      for (int i = 0; i < 64 / W; i++)
+        for (int b = 0; b < B; b++) acc[r][b] += load(p + i * W) * load(x + b * ld + k + i * W);
+    }
+  for (; k < K; k += W)
+    for (int r = 0; r < R; r++)
+      for (int b = 0; b < B; b++) {
+        int n = K - k < W ? K - k : W;
+        acc[r][b] += load_some(w + r * K + k, n) * load_some(x + b * ld + k, n);
+      }
+  for (int r = 0; r < R; r++)
+    for (int b = 0; b < B; b++) y[r][b] = sum(acc[r][b]);
+}
+
+// scales[r][g] of R rows
+template <int R, int B, typename Code>
+static inline void blocks(const uint8_t *w, int64_t K, const float *scales, int64_t groups, int shift, const float *x,
+                          int64_t ld, float (&y)[R][B]) {
+  vf acc[R][B] = {};
+  const int64_t row = K / 64 * Code::BLOCK;
+  for (int64_t k = 0; k < K; k += 64)
+    for (int r = 0; r < R; r++) {
+      const uint8_t *p = w + r * row + k / 64 * Code::BLOCK;
+      ask(p);
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; h++) {
+        vf part[B] = {};
+#pragma GCC unroll 8
+        for (int i = 0; i < 32 / W; i++)
+          for (int b = 0; b < B; b++) part[b] += Code::get(p, h, i) * load(x + b * ld + k + 32 * h + i * W);
+        vf scale = all(scales[r * groups + ((k + 32 * h) >> shift)]);
+        for (int b = 0; b < B; b++) acc[r][b] += part[b] * scale;
+      }
+    }
+  for (int r = 0; r < R; r++)
+    for (int b = 0; b < B; b++) y[r][b] = sum(acc[r][b]);
+}
+
+#if defined(__AVX512BF16__)
+static inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+template <int R, int B>
+static inline void plain_pairs(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, float (&y)[R][B]) {
+  __m512 acc[R][B] = {};
+  for (int64_t k = 0; k < K; k += 32)
+    for (int r = 0; r < R; r++) {
+      const bf16 *p = w + r * K + k;
+      ask(p);
+      __m512bh v = pairs(p);
+      for (int b = 0; b < B; b++) acc[r][b] = _mm512_dpbf16_ps(acc[r][b], v, pairs(x + b * ld + k));
+    }
+  for (int r = 0; r < R; r++)
+    for (int b = 0; b < B; b++) y[r][b] = sum((vf)acc[r][b]);
+}
+
+// -8 ... 7 in bfloat16, twice: bit 4 of an index does not matter
+alignas(64) static const uint16_t NIBBLES[32] = {
+    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
+    0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+    0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+
+template <int R, int B>
+static inline void int4_pairs(const uint8_t *w, int64_t K, const float *scales, int64_t groups, int shift,
+                              const bf16 *x, int64_t ld, float (&y)[R][B]) {
+  const __m512i table = _mm512_load_si512(NIBBLES);
+  __m512 acc[R][B] = {};
+  for (int64_t k = 0; k < K; k += 64)
+    for (int r = 0; r < R; r++) {
+      const uint8_t *p = w + r * (K / 2) + k / 2;
+      ask(p);
+      __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+      __m512bh low = (__m512bh)_mm512_permutexvar_epi16(v, table);
+      __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), table);
+      const float *scale = scales + r * groups;
+      __m512 low_scale = _mm512_set1_ps(scale[k >> shift]), high_scale = _mm512_set1_ps(scale[(k + 32) >> shift]);
+      for (int b = 0; b < B; b++) {
+        const bf16 *q = x + b * ld + k;
+        acc[r][b] = _mm512_fmadd_ps(_mm512_dpbf16_ps(__m512{}, low, pairs(q)), low_scale, acc[r][b]);
+        acc[r][b] = _mm512_fmadd_ps(_mm512_dpbf16_ps(__m512{}, high, pairs(q + 32)), high_scale, acc[r][b]);
+      }
+    }
+  for (int r = 0; r < R; r++)
+    for (int b = 0; b < B; b++) y[r][b] = sum((vf)acc[r][b]);
+}
+#endif
+
+template <int R, int B>
+static inline void some_rows(const Matrix &w, int64_t n, const Inputs &in, int64_t b, const float *scales,
+                             float (&y)[R][B]) {
+  const uint8_t *p = (const uint8_t *)w.codes + n * w.row_bytes();
+  const float *x = in.x + b * in.ld;
+  const int64_t groups = w.groups();
+  const int shift = groups ? __builtin_ctzll(w.group) : 0;
+#if defined(__AVX512BF16__)
+  if (in.half) {
+    const bf16 *half = in.half + b * in.ld;
+    if (w.format == BF16) return plain_pairs<R, B>((const bf16 *)p, w.K, half, in.ld, y);
+    return int4_pairs<R, B>(p, w.K, scales, groups, shift, half, in.ld, y);
+  }
+#endif
+  if (w.format == FP32) return plain<R, B>((const float *)p, w.K, x, in.ld, y);
+  if (w.format == BF16) return plain<R, B>((const bf16 *)p, w.K, x, in.ld, y);
+  if (w.format == INT4) return blocks<R, B, Int4>(p, w.K, scales, groups, shift, x, in.ld, y);
+  if (w.zeros) return blocks<R, B, UInt8>(p, w.K, scales, groups, shift, x, in.ld, y);
+  return blocks<R, B, Int8>(p, w.K, scales, groups, shift, x, in.ld, y);
+}
+
+// what the zeros take away: sum over groups of scale * zero * (sum of x)
+static inline float zeros_part(const Matrix &w, int64_t n, const float *scales, const float *sums) {
+  const uint8_t *zeros = w.zeros + n * w.groups();
+  const int offset = w.format == INT4 ? 8 : 128;  // the codes are taken around it already
+  float total = 0;
+  for (int64_t g = 0; g < w.groups(); g++) total += scales[g] * (float)(zeros[g] - offset) * sums[g];
+  return total;
+}
+
+// R rows from n on: out(b, n, value) takes each result
+template <int R, typename Out>
+static inline void rows_at(const Matrix &w, int64_t n, const Inputs &in, const Out &out) {
+  float scales[R * MOST_GROUPS];
+  const int64_t groups = w.groups();
+  for (int r = 0; r < R && groups; r++) widen(w.scales + (n + r) * groups, scales + r * groups, groups);
+  auto give = [&](int r, int64_t b, float value) {
+    if (w.zeros) value -= zeros_part(w, n + r, scales + r * groups, in.sums + b * in.ld);
+    out(b, n + r, value);
+  };
+  int64_t b = 0;
+  for (; b + 4 <= in.B; b += 4) {
+    float y[R][4];
+    some_rows<R, 4>(w, n, in, b, scales, y);
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < 4; i++) give(r, b + i, y[r][i]);
+  }
+  for (; b < in.B; b++) {
+    float y[R][1];
+    some_rows<R, 1>(w, n, in, b, scales, y);
+    for (int r = 0; r < R; r++) give(r, b, y[r][0]);
+  }
+}
+
+// rows first ... last - 1
+template <typename Out>
+static inline void multiply(const Matrix &w, int64_t first, int64_t last, const Inputs &in, const Out &out) {
+  int64_t n = first;
+  for (; n + ROWS <= last; n += ROWS) rows_at<ROWS>(w, n, in, out);
+  for (; n < last; n++) rows_at<1>(w, n, in, out);
+}
+
+// the derived forms of x that `multiply` reads; half and sums have room for (B, ld)
+static inline Inputs prepare(const Matrix &w, const float *x, int64_t B, int64_t ld, bf16 *half, float *sums) {
+  bool halves = uses_half(w, B);
+  for (int64_t b = 0; b < B && halves; b++) {
+    int64_t k = 0;
+    for (; k + W <= w.K; k += W) store(half + b * ld + k, load(x + b * ld + k));
+    if (k < w.K) store_some(half + b * ld + k, load_some(x + b * ld + k, w.K - k), w.K - k);
+  }
+  for (int64_t b = 0; b < B && w.zeros; b++)
+    for (int64_t g = 0; g < w.groups(); g++) {
+      vf total = {};
+      for (int64_t k = g * w.group; k < (g + 1) * w.group; k += W) {
+        vf v = halves ? load(half + b * ld + k) : load(x + b * ld + k);
+        total += v;
+      }
+      sums[b * ld + g] = sum(total);
+    }
+  return {x, halves ? half : nullptr, sums, B, ld};
+}
+
+// how much to take of n rows, of which `left` remain: much at first, little at the end, so that all end together
+static inline int64_t share(int64_t left, int64_t least, int64_t n_threads) {
+  int64_t part = left / (2 * n_threads);
+  return part < least ? least : part / ROWS * ROWS;
+}
+
+// the next rows for this thread, [first, last); false when none are left
+static inline bool take(int64_t *next, int64_t n, int64_t least, int64_t n_threads, int64_t &first, int64_t &last) {
+  first = __atomic_load_n(next, __ATOMIC_RELAXED);
+  do {
+    if (first >= n) return false;
+    last = first + share(n - first, least, n_threads);
+    if (last > n) last = n;
+  } while (!__atomic_compare_exchange_n(next, &first, last, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return true;
+}
+// about 16 KB of weights
+static inline int64_t least_rows(const Matrix &w) {
+  int64_t rows = 16384 / w.row_bytes();
+  return rows < ROWS ? ROWS : rows / ROWS * ROWS;
+}

@@ -1,0 +1,106 @@
+"""One token of every sequence of a cache by one native call: the path that decoding takes on a processor.
+
+A tape (ops/tape.py) is written for a cache when its first token is decoded, and again when weights have moved. What it
+cannot serve (experts, ternary layers, more than 8 rows, gradients, hooks, another device or dtype) is left to the
+ordinary forward.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plait.model.cache import Cache
+from plait.model.config import ModelConfig
+from plait.model.layers import KINDS
+from plait.model.layers.attention import KVState
+from plait.ops.dispatch import is_free
+from plait.ops.tape import MOST_ROWS, Rounded, Tape, UnfitError
+from plait.precision.recipe import PrecisionRecipe
+
+
+class Model(Protocol):
+    """What is read of a Hybrid."""
+
+    @property
+    def config(self) -> ModelConfig: ...  # noqa: D102
+    @property
+    def recipe(self) -> PrecisionRecipe: ...  # noqa: D102
+    @property
+    def embed(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def blocks(self) -> nn.ModuleList: ...  # noqa: D102
+    @property
+    def norm(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def head(self) -> nn.Module | None: ...  # noqa: D102
+    @property
+    def rounded(self) -> Rounded: ...  # noqa: D102
+    def modules(self) -> Iterator[nn.Module]: ...  # noqa: D102
+
+
+def step(model: Model, ids: Tensor, cache: Cache) -> Tensor | None:
+    """Logits of one token per sequence, and the cache extended by it.
+
+    Args:
+        model: a Hybrid.
+        ids: (B, L) int64; other than one token per row is not served.
+        cache: of B sequences.
+
+    Returns: (B, 1, V) in the compute dtype; None where the ordinary forward must serve, the cache as it was.
+    """
+    if not _is_plain(model, ids, cache):
+        return None
+    try:
+        tape = _tape(model, cache)
+        if tape is None:
+            return None
+        attending = [state for state in cache.states if isinstance(state, KVState)]
+        for state in attending:
+            state.grow(state.length + 1)
+        tape.follow()
+    except UnfitError:
+        cache.tape = (model, None)
+        return None
+    positions = cache.lengths
+    cache.extend(1, None)
+    logits = tape.run(ids, positions, cache.mask, cache.n_tokens)
+    for state in attending:
+        state.length += 1
+    return logits
+
+
+def _is_plain(model: Model, ids: Tensor, cache: Cache) -> bool:
+    """One known id per row of a cache on a processor, and nobody asks for gradients or for a certain backend."""
+    if ids.dim() != 2 or ids.shape[1] != 1 or ids.shape[0] != cache.batch or cache.batch > MOST_ROWS:
+        return False
+    if not ids.is_cpu or ids.dtype != torch.int64 or torch.is_grad_enabled() or not is_free():
+        return False
+    n_ids = model.config.vocab_size
+    return all(0 <= i < n_ids for (i,) in ids.tolist())
+
+
+def _tape(model: Model, cache: Cache) -> Tape | None:
+    """The cache's tape, written now if it has none for this model as it is; None if there can be none."""
+    if cache.tape is not None and cache.tape[0] is model:
+        tape = cache.tape[1]
+        if tape is None or (tape.batch == cache.batch and tape.is_fresh()):
+            return tape
+    cache.tape = (model, _capture(model, cache))
+    return cache.tape[1]
+
+
+def _capture(model: Model, cache: Cache) -> Tape:
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        raise UnfitError
+    tape = Tape(cache.batch, model.recipe.compute, model.rounded)
+    tape.embed(model.embed)
+    for block, spec, state in zip(model.blocks, model.config.layers, cache.states, strict=True):
+        capture = KINDS[spec.symbol].capture
+        if capture is None:
+            raise UnfitError
+        tape.begin_layer()
+        capture(block.mixer, tape, block.norm, state)
+    tape.linear(model.head or model.embed, tape.rows(tape.x, norm=model.norm), final=True)
+    return tape
