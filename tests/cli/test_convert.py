@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from plait.cli.launch import launch
-from plait.formats.checkpoint import Checkpoint, save
+from plait.formats.checkpoint import Checkpoint, load, save
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
+from plait.text.bpe import train_bpe
 
 
 @pytest.fixture
@@ -50,6 +51,38 @@ def test_a_dtype_rounds_all_but_the_sensitive(source: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "x" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_codes_come_back_and_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quantised on the way to disk or on the way into memory, it is one model, and the verbs take it."""
+    config = ModelConfig.from_pattern(
+        "-*-", vocab_size=300, d_model=64, mlp={"d_ff": 128}, attention={"n_heads": 2, "n_kv_heads": 1}
+    )
+    words = tmp_path / "words"
+    train_bpe(["the quick brown fox jumps over the lazy dog. " * 4], 290).save(words)
+    save(build(config, "fp32"), tmp_path / "source", "native", tokenizer=words)
+    target = tmp_path / "int4"
+    command = ["convert", str(tmp_path / "source"), str(target), "--to", "native", "--quantize", "int4-32", "--json"]
+    assert launch(command) == 0
+    facts = {f["name"]: f["value"] for f in json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]}
+    assert 4.5 < facts["bits per parameter"] < 8.5
+    written, loaded = load(target, device="cpu"), load(tmp_path / "source", device="cpu", recipe="int4-32")
+    for (name, a), b in zip(written.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
+    ask = ["the quick", "--max-tokens", "6", "--temperature", "0", "--ignore-eos", "--device", "cpu"]
+    answers = []
+    for words in ([str(target)], [str(tmp_path / "source"), "--recipe", "int4-32"]):
+        assert launch(["generate", words[0], *ask, *words[1:]]) == 0
+        answers.append(capsys.readouterr().out.partition(str(tmp_path))[0])
+    assert answers[0] and answers[0] == answers[1]
+    assert launch(["info", str(target)]) == 0
+    assert "INT4-32, " in capsys.readouterr().out
+
+
+def test_help_names_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(["convert", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--quantize" in said and "int8 or int4" in said and "plait convert mine mine-int4 --to native" in said
+
+
 def test_no_model_is_filled(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def filled(self: Hybrid, *_: object, **__: object) -> Hybrid:
         raise AssertionError("a model was built in memory")
@@ -75,6 +108,9 @@ def test_the_report_counts(source: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["source", "x", "--to", "gguf9"], "invalid choice"),
         (["source", "x"], "--to"),
         (["source", "x", "--to", "hf", "--verify"], "record no checksums"),
+        (["source", "x", "--to", "native", "--quantize", "int44"], "quantize='int44' is unknown; did you mean 'int4'"),
+        (["source", "x", "--to", "native", "--quantize", "bf16"], "(known: int8, int8-32,"),
+        (["source", "x", "--to", "hf", "--quantize", "int4"], "no reader of Hugging Face folders knows these codes"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

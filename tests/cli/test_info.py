@@ -66,6 +66,37 @@ def test_the_transformer_of_the_same_width_has_attention_in_every_other_layer() 
     assert transformer_like(ModelConfig.preset("llama-3.1-8b")) is None
 
 
+@pytest.mark.parametrize("recipe", ["bf16", "int8", "int4", "int4-32-zero"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_bytes_of_weights_are_those_of_a_real_model(recipe: str, tied: bool) -> None:
+    """All but the float32 of the few sensitive parameters, which counts as the rest; a token reads no embedding."""
+    config = dataclasses.replace(ModelConfig.preset("nemotron-h-4b"), vocab_size=640, d_model=256, ties_embeddings=tied)
+    config = dataclasses.replace(config, layers=tuple(config.layers[i] for i in (0, 1, 7)))
+    model = Hybrid(config, recipe_of(recipe)) if recipe == "bf16" else build(config, recipe)
+    coded = (".codes", ".scales", ".zeros")
+    held = sum(t.nbytes if n.endswith(coded) else 2 * t.numel() for n, t in model.state_dict().items())
+    s = sizes(config, 100, 1, recipe)
+    assert s.weight_bytes == held
+    assert s.decode_weight_bytes == held - (0 if tied else 639 * 256 * 2)
+    assert s.decode_cache_bytes == s.cache_bytes and s.bits_per_parameter == held * 8 / s.params
+
+
+def test_info_says_what_stays_high() -> None:
+    drawing = run(Inputs(model="nemotron-h-8b", recipe="int4")).table()
+    assert "INT4, 5.29 bits per parameter; embedding in bfloat16" in drawing
+    assert "4.207 GiB" in drawing and "per token: weights 3.987 GiB, the rest cache" in drawing
+    assert "decode reads" in run(Inputs(model="nemotron-h-8b")).table()
+    experts = next(name for name in PRESETS if "E" in ModelConfig.preset(name).pattern)
+    assert "embedding, experts" in run(Inputs(model=experts, recipe="int8")).table()
+
+
+def test_info_names_matrices_whose_rows_no_group_divides(tmp_path: Path) -> None:
+    config = dataclasses.replace(ModelConfig.preset("nemotron-h-4b"), vocab_size=64, d_model=96)
+    save(build(dataclasses.replace(config, layers=config.layers[:2])), tmp_path / "model", format="native")
+    drawing = " ".join(run(Inputs(model=str(tmp_path / "model"), recipe="int8")).table().split())
+    assert "3 matrices whose rows no group divides (blocks.0.mixer.in_proj, ...)" in drawing
+
+
 def test_the_drawing_shows_pattern_and_attention_layers() -> None:
     drawing = run(Inputs(model="nemotron-h-8b", context="128k", batch=4)).table()
     assert "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-" in drawing

@@ -137,6 +137,7 @@ def test_sigterm_saves_and_ends_with_130(place: Path, monkeypatch: pytest.Monkey
         (["data.max_epochs.words=0.01"], ["words", "max_epochs"]),
         (["seed=-1"], ["seed=-1", "at least 0"]),
         (["precision=fp7"], ["fp7"]),
+        (["precision=int4"], ["cannot be trained", "--quantize"]),
         (["device=quantum"], ["quantum"]),
         (["run.schedule.warmup_steps=9"], ["warmup_steps=9", "6 steps"]),
         (["--resume", "perhaps"], ["perhaps"]),
