@@ -1,4 +1,4 @@
-"""llama.cpp beside us: its own llama-bench on models of the very shapes, a process per round.
+"""Measures llama.cpp beside us: its own llama-bench on models of the very shapes, a process per round.
 
     llama-bench -m MODEL.gguf -t THREADS -p TOKENS -n 0 -r 1 -o json            a prompt
     llama-bench -m MODEL.gguf -t THREADS -p 0 -n TOKENS -d DEPTH -r 1 -o json   decoding after DEPTH tokens

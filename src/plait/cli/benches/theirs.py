@@ -56,6 +56,6 @@ class Continued:
         for layer in self.cache.layers:
             keys = getattr(layer, "keys", None)
             if keys is not None and keys.numel():
-                B, K, _, P = keys.shape  # noqa: N806 (shape letters)
+                B, K, _, P = keys.shape
                 layer.keys = torch.randn(B, K, depth, P, generator=generator).to(keys)
                 layer.values = torch.randn(B, K, depth, P, generator=generator).to(keys)
