@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op, native_serves
+from plait.ops.dispatch import Op, native_serves, triton_serves
 
 
 @Op
@@ -54,6 +54,34 @@ def causal_conv1d(
         else:
             y = torch.addcmul(y, padded[:, j : j + L].to(dtype), tap)
     return (F.silu(y) if activation else y).to(x.dtype)
+
+
+def _fits_triton(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+    activation: bool = True,
+) -> bool:
+    # four taps is what the kernel keeps in registers
+    return w.shape[1] <= 4 and x.dtype != torch.float64 and triton_serves(x, w, bias, initial, starts)
+
+
+@causal_conv1d.backend("triton", when=_fits_triton)
+def _(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+    activation: bool = True,
+) -> Tensor:
+    from plait.kernels.triton.conv import CausalConv
+
+    return CausalConv.apply(x, w, bias, initial, starts, activation)
 
 
 def _fits_native(
@@ -105,7 +133,13 @@ def _(
 
 @Op
 def causal_conv1d_step(
-    x: Tensor, window: Tensor, w: Tensor, bias: Tensor | None = None, *, activation: bool = True
+    x: Tensor,
+    window: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: bool = True,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """One token of the convolution; shifts the window in place.
 
@@ -115,15 +149,52 @@ def causal_conv1d_step(
         w: (D, W) taps, oldest first.
         bias: (D,) or None.
         activation: apply SiLU at the end.
+        slots: (B,) int64, which row of a larger pool (S, D, W) of windows belongs to each input, no row twice; a
+            negative one belongs to none: nothing is written and y is zero there. None when window's rows are x's.
 
     Returns: (B, D) in x.dtype.
     """
+    if slots is not None:
+        real = slots >= 0
+        y, rows = x.new_zeros(x.shape), window[slots[real]]
+        y[real] = causal_conv1d_step.reference(x[real], rows, w, bias, activation=activation)
+        window[slots[real]] = rows
+        return y
     window.copy_(torch.cat([window[:, :, 1:], x[:, :, None].to(window.dtype)], dim=-1))
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = (window.to(dtype) * w.to(dtype)).sum(-1)
     if bias is not None:
         y = y + bias.to(dtype)
     return (F.silu(y) if activation else y).to(x.dtype)
+
+
+def _step_fits_triton(
+    x: Tensor,
+    window: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: bool = True,
+    slots: Tensor | None = None,
+) -> bool:
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, window, w, bias))
+    dense = window.stride()[1:] == (window.shape[2], 1)
+    return dense and not trained and x.dtype != torch.float64 and triton_serves(x, window, w, bias, slots)
+
+
+@causal_conv1d_step.backend("triton", when=_step_fits_triton)
+def _(
+    x: Tensor,
+    window: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: bool = True,
+    slots: Tensor | None = None,
+) -> Tensor:
+    from plait.kernels.triton.conv import step
+
+    return step(x, window, w, bias, activation, slots)
 
 
 def conv_window(x: Tensor, width: int, *, initial: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
