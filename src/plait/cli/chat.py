@@ -42,7 +42,7 @@ class Inputs:
     repetition_penalty: float = arg(default=1.0, help="above 1 makes tokens seen before less likely")
     seed: int | None = arg(default=None, help="the same seed and the same words give the same answers")
     dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
-    recipe: str | None = arg(default=None, help="number format of the products; the model's own if not given")
+    recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
     device: str = arg(default="auto", help="cpu, cuda, cuda:1 ...; auto is the GPU if there is one")
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ class Inputs:
     ignore_eos: bool = arg(default=False, help="run on past the model's own end")
     stream: bool | None = arg(default=None, help="show text as it comes; by default on a terminal only")
     dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
-    recipe: str | None = arg(default=None, help="number format of the products; the model's own if not given")
+    recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
     device: str = arg(default="auto", help="cpu, cuda, cuda:1 ...; auto is the GPU if there is one")
     max_batch: int = arg(default=64, help="prompts that run together")
     prefill_chunk: int = arg(default=2048, help="tokens of prompts per pass; bounds memory")
