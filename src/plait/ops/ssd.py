@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op, triton_serves
+from plait.ops.dispatch import Op, native_serves, triton_serves
 
 NO_LIMIT = (0.0, float("inf"))
 CPU_CHUNK = 64
@@ -119,6 +119,35 @@ def _triton(
 
     _check(x, B)
     return Scan.apply(x, dt, A, B, C, D, dt_bias, initial_state, starts, mask, *dt_limit, chunk)
+
+
+def _native_takes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: object) -> bool:
+    others = (rest.get(name) for name in ("D", "dt_bias", "initial_state"))
+    tensors = [x, dt, A, B, C, *(t for t in others if isinstance(t, Tensor))]
+    return x.numel() > 0 and B.numel() > 0 and x.dtype == B.dtype == C.dtype and native_serves("ssd", *tensors)
+
+
+@ssd.backend("native", when=_native_takes)
+def _native(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_limit: tuple[float, float] = NO_LIMIT,
+    initial_state: Tensor | None = None,
+    starts: Tensor | None = None,
+    mask: Tensor | None = None,
+    chunk: int = 128,  # the kernel has its own, fit for the cache
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.native.ssd import scan
+
+    _check(x, B)
+    D, dt_bias, S = (None if t is None else t.float() for t in (D, dt_bias, initial_state))
+    return scan(x, dt, A.float(), B, C, D, dt_bias, S, dt_limit, starts, mask)
 
 
 @ssd.backend("chunked", when=lambda *args, **kwargs: True)
