@@ -174,7 +174,8 @@ def _chunked(
     if x.is_cpu:
         # the (q, q) products of longer chunks cost more than the states they save
         chunk = min(chunk, CPU_CHUNK)
-    return ChunkedScan.apply(x, dt_BLH, dt_BLH * A, B, C, D, S, starts, chunk)
+    keeps = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, dt_BLH, A, B, C, D, S))
+    return ChunkedScan.apply(x, dt_BLH, dt_BLH * A, B, C, D, S, starts, chunk, keeps)
 
 
 @Op
@@ -189,27 +190,82 @@ def selective_state_update(
     D: Tensor | None = None,
     dt_bias: Tensor | None = None,
     dt_limit: tuple[float, float] = NO_LIMIT,
+    slots: Tensor | None = None,
+    rounding_seed: int | Tensor | None = None,
 ) -> Tensor:
     """One token of the recurrence; overwrites the state.
 
     Args:
-        state: (B, H, P, N) float32, becomes the state after this token.
+        state: (B, H, P, N) float32, float16 or bfloat16, becomes the state after this token.
         x: (B, H, P); dt: (B, H) raw; A: (H,); B, C: (B, G, N); D, dt_bias: (H,) or None.
         dt_limit: bounds of the time step after softplus.
+        slots: (B,) int64, which row of a larger pool (S, H, P, N) of states belongs to each input, no row twice; a
+            negative one belongs to none: nothing is written and y is zero there. None when state's rows are x's.
+        rounding_seed: round a half state stochastically, so that small updates survive on average; another seed at
+            every token and layer. A (1,) int64 tensor on the state's device is read there, as a captured graph needs.
+            None rounds to nearest.
 
-    Returns: y (B, H, P) in x.dtype.
+    Returns: y (B, H, P) in x.dtype, formed before the state is rounded.
     Raises: ValueError if G does not divide H.
     """
     _check(x, B)
+    if slots is not None:
+        real = slots >= 0
+        y, rows = x.new_zeros(x.shape), state[slots[real]]
+        rest = {"D": D, "dt_bias": dt_bias, "dt_limit": dt_limit, "rounding_seed": rounding_seed}
+        y[real] = selective_state_update.reference(rows, x[real], dt[real], A, B[real], C[real], **rest)
+        state[slots[real]] = rows
+        return y
     repeats = x.shape[-2] // B.shape[-2]
     dt_BH = discretize(dt, dt_bias, dt_limit, None)
     x_f = x.to(dt_BH.dtype)
     B_f, C_f = (t.to(dt_BH.dtype).repeat_interleave(repeats, 1) for t in (B, C))  # (B, H, N)
     decay = (dt_BH * A).exp()[..., None, None]
     added = (dt_BH[..., None] * x_f)[..., None] * B_f[:, :, None]  # (B, H, P, N)
-    state.mul_(decay).add_(added)
-    y = torch.einsum("bhpn,bhn->bhp", state.to(dt_BH.dtype), C_f)
+    # the state itself where it is wide enough, and a wider copy of a half one
+    wide = state.to(torch.promote_types(state.dtype, dt_BH.dtype)).mul_(decay).add_(added)
+    y = torch.einsum("bhpn,bhn->bhp", wide.to(dt_BH.dtype), C_f)
+    if wide is not state:
+        state.copy_(wide if rounding_seed is None else _round(wide, state.dtype, int(rounding_seed)))
     return (y if D is None else y + D[:, None] * x_f).to(x.dtype)
+
+
+def _round(t: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+    """Each number to one of its two neighbours in a half format, the nearer the likelier: the mean stays."""
+    format = torch.finfo(dtype)
+    binade = torch.ldexp(torch.ones_like(t), t.frexp().exponent - 1)
+    # below the normal numbers the spacing no longer shrinks; bfloat16's least would vanish in float32
+    spacing = (binade * format.eps).clamp(min=max(format.smallest_normal * format.eps, 2.0**-126))
+    u = torch.rand(t.shape, generator=torch.Generator(t.device).manual_seed(seed), device=t.device, dtype=t.dtype)
+    return torch.floor(t / spacing + u) * spacing
+
+
+def _step_fits_triton(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: object) -> bool:
+    tensors = [state, x, dt, A, B, C, *(t for t in rest.values() if isinstance(t, Tensor))]
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    dense = len(state) == 0 or state[0].is_contiguous()
+    wide = torch.float64 in (state.dtype, x.dtype)
+    return dense and not trained and not wide and x.shape[1] % B.shape[1] == 0 and triton_serves(*tensors)
+
+
+@selective_state_update.backend("triton", when=_step_fits_triton)
+def _step_triton(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_limit: tuple[float, float] = NO_LIMIT,
+    slots: Tensor | None = None,
+    rounding_seed: int | Tensor | None = None,
+) -> Tensor:
+    from plait.kernels.triton import step
+
+    return step.selective_state_update(state, x, dt, A, B, C, D, dt_bias, dt_limit, slots, rounding_seed)
 
 
 def _check(x: Tensor, B: Tensor) -> None:
