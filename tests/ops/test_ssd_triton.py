@@ -39,12 +39,14 @@ def _same(inputs: dict[str, Tensor], tolerance: float = 1e-5, **rest: object) ->
     """Largest error below `tolerance` of the largest value.
 
     In float32 a_i - a_j of a chunk loses at most 2^-24 |a| ~ 1e-6 of each weight, sums of a few hundred terms as much.
+    Gradients of A, D and dt_bias are sums over all tokens of terms of order one to a hundred that may all but cancel.
     """
     fast, exact = _run("triton", inputs, **rest), _run("reference", inputs, **rest)
     for name, b in exact.items():
         a = fast[name].double()
         assert a.shape == b.shape, name
-        assert (a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-3), name
+        slack = 1e-4 if name in ("A", "D", "dt_bias") else 0.0
+        assert (a - b).abs().max() <= tolerance * b.abs().max() + slack, name
 
 
 @pytest.mark.parametrize("L", [1, 15, 16, 17])

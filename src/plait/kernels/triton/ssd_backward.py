@@ -45,7 +45,7 @@ def gradients(
         begun += b * n_padded
     B_tile = load_tile(B + b * B_b + t * B_l + g * B_g, B_l, B_n, n_rows, N, Q, NB).to(x.dtype.element_ty)
     C_tile = load_tile(C + b * C_b + t * C_l + g * C_g, C_l, C_n, n_rows, N, Q, NB).to(x.dtype.element_ty)
-    scores = product(C_tile, tl.trans(B_tile), None, PRECISION)
+    scores = product(C_tile, tl.trans(B_tile), None, PRECISION).to(B_tile.dtype)
     Z_sum = tl.zeros((Q, Q), tl.float32)
     dB_sum, dC_sum = tl.zeros((Q, NB), tl.float32), tl.zeros((Q, NB), tl.float32)
     n_heads = tl.minimum(heads_per_part, heads_per_group - part * heads_per_part)
@@ -59,31 +59,35 @@ def gradients(
         row = (b * H + h) * n_padded
         step, log, count, from_begin, to_end, keep = decays(dt + row, a + row, begun, t, Q)
         x_f, dy_f = x_tile.to(tl.float32), dy_tile.to(tl.float32)
+        at_end = keep * tl.sum(S.to(tl.float32) * dS.to(tl.float32))
 
+        dC_sum = product((dy_f * from_begin[:, None]).to(x_tile.dtype), S, dC_sum, PRECISION)
+        dB_sum = product((x_f * (to_end * step)[:, None]).to(x_tile.dtype), dS, dB_sum, PRECISION)
+        U = product(C_tile, tl.trans(S), None, PRECISION)
+        da = from_begin * tl.sum(U * dy_f, 1)
+
+        Z = product(dy_tile, tl.trans(x_tile), None, PRECISION)
+        if D is not None:
+            tl.store(dD + at, tl.sum(tl.where(i[:, None] == i[None, :], Z, 0.0)))
         decay = between(log, count, Q, begun is not None)
         W = (scores * decay).to(x_tile.dtype)
-        Z = product(dy_tile, tl.trans(x_tile), None, PRECISION) * decay * step[None, :]
+        Z *= decay * step[None, :]
         Z_sum += Z
-        Z *= scores
-        da = tl.sum(Z, 1) - tl.sum(Z, 0)
+        # the diagonal passes over no token; left out, it cannot drown the small terms beside it
+        Z = tl.where(i[:, None] == i[None, :], 0.0, Z * scores)
+        da += tl.sum(Z, 1) - tl.sum(Z, 0)
 
-        U = product(C_tile, tl.trans(S), None, PRECISION)
-        da += from_begin * tl.sum(U * dy_f, 1)
-        dC_sum = product((dy_f * from_begin[:, None]).to(x_tile.dtype), S, dC_sum, PRECISION)
-
-        d_in = product(B_tile, tl.trans(dS), None, PRECISION) * to_end[:, None]
-        ending = step * tl.sum(d_in * x_f, 1)
-        at_end = tl.sum(ending) + keep * tl.sum(S.to(tl.float32) * dS.to(tl.float32))
-        dB_sum = product((x_f * (to_end * step)[:, None]).to(x_tile.dtype), dS, dB_sum, PRECISION)
-        d_in = product(tl.trans(W), dy_tile, d_in, PRECISION)
-
-        out = d_in * step[:, None]
+        inner = product(tl.trans(W), dy_tile, None, PRECISION)
+        # not added up in one product: Triton would lay the first out for the second and compute it twice
+        T = product(B_tile, tl.trans(dS), None, PRECISION) * to_end[:, None]
+        from_end = tl.sum(T * x_f, 1)
+        at_end += tl.sum(step * from_end)
+        out = inner * step[:, None] + T * step[:, None]
         if D is not None:
             out += tl.load(D + h).to(tl.float32) * dy_f
-            tl.store(dD + at, tl.sum(x_f * dy_f))
         store_tile(dx + ((b * L + t) * H + h) * P, out, H * P, n_rows, P, Q, PB)
-        tl.store(d_dt + row + t + i, tl.sum(d_in * x_f, 1))
-        tl.store(d_a + row + t + i, da - ending + tl.where(i == Q - 1, at_end, 0.0))
+        tl.store(d_dt + row + t + i, tl.sum(inner * x_f, 1) + from_end)
+        tl.store(d_a + row + t + i, da - step * from_end + tl.where(i == Q - 1, at_end, 0.0))
     Z_low = Z_sum.to(B_tile.dtype)
     dC_sum = product(Z_low, B_tile, dC_sum, PRECISION)
     dB_sum = product(tl.trans(Z_low), C_tile, dB_sum, PRECISION)
