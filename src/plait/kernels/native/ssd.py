@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from plait.kernels.native import library
 from plait.kernels.native.library import call
 
 CHUNK = 64
@@ -32,9 +33,10 @@ def scan(
     tensors = (x, dt, A, B, C, D, dt_bias, initial_state)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     x, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, B, C))
-    A, D, dt_bias, initial_state = (None if t is None else t.contiguous() for t in (A, D, dt_bias, initial_state))
+    D, dt_bias, initial_state = (None if t is None else t.contiguous() for t in (D, dt_bias, initial_state))
     starts, mask = (None if t is None else t.bool().contiguous() for t in (starts, mask))
-    return Scan.apply(x, dt, A, B, C, D, dt_bias, initial_state, tuple(map(float, dt_limit)), starts, mask, keep)
+    limit = (float(dt_limit[0]), float(dt_limit[1]))
+    return Scan.apply(x, dt, A.contiguous(), B, C, D, dt_bias, initial_state, limit, starts, mask, keep)
 
 
 class Scan(torch.autograd.Function):
@@ -61,7 +63,9 @@ class Scan(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype)
         last = torch.empty(b, H, P, N, dtype=torch.float32)
         rows, columns = (-(-n // TILE) * TILE for n in (N, P))
-        states = torch.empty(b, H, -(-L // CHUNK), rows, columns, dtype=x.dtype) if keep else None
+        # what the kernel multiplies: bfloat16 only where the processor does
+        operand = x.dtype if library.target() == "avx512" else torch.float32
+        states = torch.empty(b, H, -(-L // CHUNK), rows, columns, dtype=operand) if keep else None
         halves = (x.dtype == torch.bfloat16, dt.dtype == torch.bfloat16)
         inputs = (_shape(x, dt, B, C), x, dt, A, B, C, D, dt_bias, *limit)
         call("ssd", "ssd_forward", *halves, *inputs, initial, starts, mask, y, last, states)

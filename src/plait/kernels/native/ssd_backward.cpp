@@ -40,7 +40,8 @@ struct Backward {
   // of the head
   E *x_rows, *g_rows, *g_columns, *g_words, *g_turned, *weights, *S_rows, *S_words, *dS_rows, *dS_words, *dS_columns;
   float *dS_all;
-  alignas(64) float row_flow[LONGEST], column_flow[LONGEST], out_flow[LONGEST], in_flow[LONGEST];
+  // <dy, what came from another token of the chunk>, the same by its source (over dt), from itself, from before, to after
+  alignas(64) float row_flow[LONGEST], column_flow[LONGEST], self_flow[LONGEST], in_flow[LONGEST], out_flow[LONGEST];
 
   void run(Task task) {
     N = up_to(s.N, COLS), P = up_to(s.P, COLS);
@@ -105,7 +106,7 @@ struct Backward {
     transpose(g_rows, q, P / K<E>, g_columns);
     words_to_rows(g_columns, P / K<E>, q, steps.in, g_turned);
     const E *g_time = to_words((const E *)g_rows, q, P, g_words);
-    for (float *flow : {row_flow, column_flow, out_flow, in_flow}) memset(flow, 0, q * sizeof(float));
+    for (float *flow : {row_flow, in_flow, out_flow}) memset(flow, 0, q * sizeof(float));
 
     weigh(steps, documents);
     bool carries = t > 0 || m.dinitial, continues = t + tokens < s.length || m.dlast;
@@ -161,6 +162,10 @@ struct Backward {
           float dt = steps.dt[row];
           store(weights + at, decay * score * dt);
           store(dscores + at, load(dscores + at) + dscore * dt);
+          if (i <= row) {
+            self_flow[row] = flow[row - i];  // passes through no decay, and may be far larger than what does
+            flow = token == (float)row ? vf{} : flow;
+          }
           store(row_flow + i, load(row_flow + i) + flow * dt);
           sums[r] += flow;
         }
@@ -227,12 +232,14 @@ struct Backward {
 
   // from the flows: gradients of the time steps and of the decay rate
   void steps_back(const Steps &steps, int64_t tokens, float through, float A, int64_t row, TD *ddt) {
-    // the flow across the cut before token t: what passes the whole chunk, enters it later or leaves it later
-    float cut = through, dA = 0, dbias = 0;
-    for (int64_t t = 0; t < tokens; t++) cut += steps.weight[t] * out_flow[t];
+    // `cut` is what flows across the cut before token t: past the whole chunk or to later tokens, from earlier ones
+    float dA = 0, dbias = 0, earlier[LONGEST], later = through, between = 0;
+    float before = 0;
+    for (int64_t t = 0; t < tokens; t++) earlier[t] = before, before += steps.weight[t] * out_flow[t];
     for (int64_t t = tokens - 1; t >= 0; t--) {
-      cut += row_flow[t] + in_flow[t] - steps.dt[t] * column_flow[t] - steps.weight[t] * out_flow[t];
-      float raw = (column_flow[t] + steps.out[t] * out_flow[t] + A * cut) * steps.slope[t];
+      later += in_flow[t], between += row_flow[t] - steps.dt[t] * column_flow[t];
+      float cut = earlier[t] + between + later;
+      float raw = (column_flow[t] + self_flow[t] + steps.out[t] * out_flow[t] + A * cut) * steps.slope[t];
       dA += steps.dt[t] * cut, dbias += raw;
       store1(ddt + t * s.heads, raw);
     }
