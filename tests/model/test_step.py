@@ -13,6 +13,8 @@ from plait.model.cache import Cache
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
 from plait.ops.dispatch import use
+from plait.precision import RECIPES
+from plait.precision.weight_only import WeightOnlyLinear
 
 pytestmark = pytest.mark.skipif(library.library("decode") is None, reason="the native kernels are not compiled")
 
@@ -135,6 +137,27 @@ def test_changed_weights_are_noticed(recipe: str) -> None:
         optimizer.step()
     model.load_state_dict(build(PLAIN["hybrid"], recipe, seed=1).state_dict(), assign=True)
     assert_steps_agree(model, ids_of(model, 1, 2), tape, plain, TOLERANCE[recipe])
+
+
+CODES = [name for name, recipe in RECIPES.items() if recipe.weight_only]
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("recipe", CODES)
+def test_weights_held_as_codes_are_served(recipe: str, compute: torch.dtype) -> None:
+    wide = config(
+        "M-*-",
+        d_model=128,
+        mamba2=MAMBA | {"n_heads": 6, "head_dim": 64},
+        attention=ATTENTION | {"head_dim": 32},
+        mlp={"d_ff": 256},
+    )
+    model = build(wide, RECIPES[recipe].computing_in(compute))
+    assert isinstance(model.blocks[1].mixer.up_proj, WeightOnlyLinear)
+    for batch in (1, 5):
+        tape, plain = two_caches(model, batch, 4)
+        tolerance = TOLERANCE["fp32" if compute == torch.float32 else "bf16"]
+        assert_steps_agree(model, ids_of(model, batch, 3), tape, plain, tolerance)
 
 
 def test_a_model_in_bfloat16_needs_no_copies() -> None:

@@ -20,6 +20,7 @@ from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec, Norm, Span
 from plait.model.layers import KINDS
 from plait.model.step import step
+from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.tape import Rounded
 from plait.precision import RECIPES
@@ -132,7 +133,7 @@ class Hybrid(nn.Module):
             targets = _next_tokens(labels, attention_mask, starts)
             loss = self.loss_sum(x, targets) / (targets != IGNORED).sum()
         tail = x if n_logits is None else x[:, x.shape[1] - min(n_logits, x.shape[1]) :]
-        logits = F.linear(tail, self.embed.weight.to(tail.dtype)) if self.head is None else self.head(tail)
+        logits = linear(tail, self.embed.weight.to(tail.dtype)) if self.head is None else self.head(tail)
         return Output(logits=logits, loss=loss, hidden_states=streams if output_hidden_states else None)
 
     def hidden(

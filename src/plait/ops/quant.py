@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 
 FLOOR = 1e-5
 # columns of one packed block of int4 codes: the low four bits of 32 bytes, then their high four bits
@@ -156,6 +156,38 @@ def weight_only_linear(
     """
     w = dequantize_groups(codes, scales, zeros, bits=bits).to(x.dtype)
     return F.linear(x, w, None if bias is None else bias.to(x.dtype))
+
+
+def _native_takes(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    bits: int,
+    group: int,
+) -> bool:
+    # groups lie in whole halves of a block, and a kernel has room for so many scales of a row
+    fits = group >= BLOCK // 2 and group & (group - 1) == 0 and scales.shape[1] <= 1024 and x.numel() > 0
+    stored = (codes, scales) if zeros is None else (codes, scales, zeros)
+    return fits and all(t.is_cpu and t.is_contiguous() for t in stored) and native_serves("gemv", x, bias)
+
+
+@weight_only_linear.backend("native", when=_native_takes)
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    bits: int,
+    group: int,
+) -> Tensor:
+    from plait.kernels.native import gemv
+
+    return gemv.weight_only(x, codes, scales, zeros, bias, bits=bits, group=group)
 
 
 def _symmetric_int8(w: Tensor) -> tuple[Tensor, Tensor]:

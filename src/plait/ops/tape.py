@@ -296,7 +296,7 @@ class Tape:
             codes, scales = self._find(module, "codes"), self._find(module, "scales")
             bits, group = int(module.bits), int(module.group)  # type: ignore[arg-type]
             N, K = codes.shape[0], codes.shape[1] * 8 // bits
-            if K % 64 or K // group > MOST_GROUPS or scales.dtype != torch.float16:
+            if K % 64 or group < 32 or group & (group - 1) or K // group > MOST_GROUPS or scales.dtype != torch.float16:
                 raise UnfitError
             addresses = [
                 0 if getattr(module, name, None) is None else self._address(module, name, self._find(module, name))

@@ -6,9 +6,9 @@ Numbers  the weight is cast to x.dtype at each call, so float32 masters train a 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.ops.linear import linear
 from plait.ops.quant import fake_int8, fake_ternary
 from plait.precision.format import HIGH, LinearFormat, TensorFormat
 
@@ -34,7 +34,7 @@ class Linear(nn.Module):
             w = QUANTISERS[self.number_format.weight](w)
         if self.number_format.input is not None:
             x = QUANTISERS[self.number_format.input](x)
-        return F.linear(x, w.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, w.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"

@@ -9,41 +9,45 @@ constexpr int KEYS = 64;      // keys at a time
 constexpr int QUERIES = 4;    // query heads at a time
 constexpr float LOWEST = -1e30f;
 
-// the sums of W vectors, as one vector: halves of neighbours are added until one lane of each is left
-static inline vf sums(vf *v) {
-  float flat[W][W];
-  for (int i = 0; i < W; i++) store(flat[i], v[i]);
-  vf total = {};
-  for (int i = 0; i < W; i++) {
-    vf column;
-    for (int j = 0; j < W; j++) column[j] = flat[j][i];
-    total += column;
-  }
-  return total;
+// neighbours added: the first half from a, the second from b
+static inline vf fold(vf a, vf b) {
+  vi even, odd;
+  for (int i = 0; i < W; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+}
+// lane i becomes the sum of v[i]
+static inline vf sums(vf (&v)[W]) {
+  for (int n = W / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) v[i] = fold(v[2 * i], v[2 * i + 1]);
+  return v[0];
 }
 
-// scores[q][j] = query q . key j for n <= KEYS keys; queries (Q, ld) end in zeros up to ld
+// scores[j * Q + a] = query a . key j for n <= KEYS keys; queries (Q, ld) end in zeros up to ld
 template <int Q, typename T>
-static inline void score(const float *q, int64_t ld, const T *keys, int64_t P, int n, float (*scores)[KEYS]) {
-  for (int j = 0; j < n; j++) {
-    const T *key = keys + j * P;
-    vf acc[Q] = {};
+static inline void score(const float *q, int64_t ld, const T *keys, int64_t P, int n, float *scores) {
+  constexpr int J = W / Q;  // keys of a tile: one vector of scores
+  for (int first = 0; first < n; first += J) {
+    vf acc[W] = {};
     int64_t i = 0;
-    for (; i + W <= P; i += W) {
-      vf k = load(key + i);
-      for (int a = 0; a < Q; a++) acc[a] += k * load(q + a * ld + i);
+    for (; i + W <= P; i += W)
+#pragma GCC unroll 16
+      for (int j = 0; j < J; j++) {
+        // beyond the last key the tile repeats it
+        vf k = load(keys + (first + j < n ? first + j : n - 1) * P + i);
+#pragma GCC unroll 4
+        for (int a = 0; a < Q; a++) acc[j * Q + a] += k * load(q + a * ld + i);
+      }
+    for (int j = 0; j < J && i < P; j++) {
+      vf k = load_some(keys + (first + j < n ? first + j : n - 1) * P + i, P - i);
+      for (int a = 0; a < Q; a++) acc[j * Q + a] += k * load(q + a * ld + i);
     }
-    if (i < P) {
-      vf k = load_some(key + i, P - i);
-      for (int a = 0; a < Q; a++) acc[a] += k * load(q + a * ld + i);
-    }
-    for (int a = 0; a < Q; a++) scores[a][j] = sum(acc[a]);
+    store(scores + first * Q, sums(acc));
   }
 }
 
-// out[q] = out[q] * keep[q] + sum over n keys of weights[q][j] * value j, for V vectors of columns
+// out[q] = out[q] * keep[q] + sum over n keys of weights[j * Q + q] * value j, for V vectors of columns
 template <int Q, int V, typename T>
-static inline void add_values(const float (*weights)[KEYS], const float *keep, const T *values, int64_t P, int n,
+static inline void add_values(const float *weights, const float *keep, const T *values, int64_t P, int n,
                               float *out, int64_t ld) {
   vf acc[Q][V];
   for (int a = 0; a < Q; a++)
@@ -52,7 +56,7 @@ static inline void add_values(const float (*weights)[KEYS], const float *keep, c
     vf v[V];
     for (int i = 0; i < V; i++) v[i] = load(values + j * P + i * W);
     for (int a = 0; a < Q; a++)
-      for (int i = 0; i < V; i++) acc[a][i] += v[i] * weights[a][j];
+      for (int i = 0; i < V; i++) acc[a][i] += v[i] * weights[j * Q + a];
   }
   for (int a = 0; a < Q; a++)
     for (int i = 0; i < V; i++) store(out + a * ld + i * W, acc[a][i]);
@@ -67,24 +71,31 @@ struct Seen {
 template <int Q, typename T>
 static inline void some_keys(const float *q, const T *keys, const T *values, int64_t P, int n, const uint8_t *mask,
                              float *out, int64_t ld, Seen *seen) {
-  float scores[Q][KEYS], keep[Q];
+  float scores[Q * KEYS], keep[Q];
   score<Q>(q, ld, keys, P, n, scores);
-  for (int j = n; j < KEYS; j++)
-    for (int a = 0; a < Q; a++) scores[a][j] = -INFINITY;
-  for (int j = 0; j < n && mask; j++)
-    for (int a = 0; a < Q && !mask[j]; a++) scores[a][j] = -INFINITY;
+  for (int j = 0; j < KEYS; j++)
+    if (j >= n || (mask && !mask[j]))
+      for (int a = 0; a < Q; a++) scores[j * Q + a] = -INFINITY;
+  // lane i of a vector belongs to query i % Q
+  vf most = all(LOWEST), total = {};
+  for (int i = 0; i < Q * KEYS; i += W) most = larger(most, load(scores + i));
+  for (int i = 0; i < W; i++) most[i % Q] = most[i] > most[i % Q] ? most[i] : most[i % Q];
   for (int a = 0; a < Q; a++) {
-    vf most = all(seen[a].largest), total = {};
-    for (int j = 0; j < KEYS; j += W) most = larger(most, load(scores[a] + j));
-    const float largest = max(most);
-    for (int j = 0; j < KEYS; j += W) {
-      vf s = load(scores[a] + j);
-      vf weight = s > LOWEST ? exp(s - largest) : vf{};
-      store(scores[a] + j, weight);
-      total += weight;
-    }
+    const float largest = most[a] > seen[a].largest ? most[a] : seen[a].largest;
     keep[a] = exp(all(seen[a].largest - largest))[0];
-    seen[a] = {largest, seen[a].total * keep[a] + sum(total)};
+    seen[a].largest = largest;
+  }
+  for (int i = 0; i < W; i++) most[i] = seen[i % Q].largest;
+  for (int i = 0; i < Q * KEYS; i += W) {
+    vf s = load(scores + i);
+    vf weight = s > LOWEST ? exp(s - most) : vf{};
+    store(scores + i, weight);
+    total += weight;
+  }
+  for (int a = 0; a < Q; a++) {
+    float sum = 0;
+    for (int i = a; i < W; i += Q) sum += total[i];
+    seen[a].total = seen[a].total * keep[a] + sum;
   }
   constexpr int V = W == 16 ? 4 : 2;
   int64_t i = 0;
@@ -93,7 +104,7 @@ static inline void some_keys(const float *q, const T *keys, const T *values, int
   for (; i < P; i++)
     for (int a = 0; a < Q; a++) {
       float o = out[a * ld + i] * keep[a];
-      for (int j = 0; j < n; j++) o += scores[a][j] * load1(values + j * P + i);
+      for (int j = 0; j < n; j++) o += scores[j * Q + a] * load1(values + j * P + i);
       out[a * ld + i] = o;
     }
 }

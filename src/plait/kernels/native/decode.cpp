@@ -188,8 +188,9 @@ struct Conv {
     for (int64_t i; work.item(work.step.B * parts, i);) {
       const int64_t b = i / parts, first = i % parts * PART, last = first + PART < D ? first + PART : D;
       const int64_t at = b * D * taps;
-      if (window.half) conv_step(x + b * ldx, (bf16 *)window.data + at, w, bias, taps, first, last, true);
-      else conv_step(x + b * ldx, (float *)window.data + at, w, bias, taps, first, last, true);
+      float *row = x + b * ldx;
+      if (window.half) conv_step(row, row, (bf16 *)window.data + at, w, bias, taps, first, last, true);
+      else conv_step(row, row, (float *)window.data + at, w, bias, taps, first, last, true);
     }
   }
 };

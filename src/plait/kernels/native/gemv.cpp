@@ -37,3 +37,33 @@ extern "C" void gemv(const void *codes, const void *scales, const void *zeros, i
   half ? linear(w, (const bf16 *)x, B, (const bf16 *)bias, (bf16 *)y)
        : linear(w, (const float *)x, B, (const float *)bias, (float *)y);
 }
+
+// a row of codes as numbers
+template <typename Code, typename T>
+static void row(const Matrix &w, int64_t n, T *y) {
+  const uint8_t *p = (const uint8_t *)w.codes + n * w.row_bytes(), *zeros = w.zeros + n * w.groups();
+  const int offset = w.format == INT4 ? 8 : 128;
+  for (int64_t k = 0; k < w.K; k += 64, p += Code::BLOCK)
+    for (int h = 0; h < 2; h++) {
+      const int64_t g = (k + 32 * h) / w.group;
+      const float scale = from_half(w.scales[n * w.groups() + g]);
+      const float zero = w.zeros ? zeros[g] - offset : 0;
+      for (int i = 0; i < 32 / W; i++) store(y + k + 32 * h + i * W, (Code::get(p, h, i) - zero) * scale);
+    }
+}
+template <typename T>
+static void rows(const Matrix &w, T *y) {
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < w.N; n++) {
+    if (w.format == INT4) row<Int4>(w, n, y + n * w.K);
+    else if (w.zeros) row<UInt8>(w, n, y + n * w.K);
+    else row<Int8>(w, n, y + n * w.K);
+  }
+}
+
+// y (N, K) = what the codes stand for
+extern "C" void dequantize(const void *codes, const void *scales, const void *zeros, int64_t format, int64_t group,
+                           int64_t N, int64_t K, int64_t half, void *y) {
+  const Matrix w = {codes, (const uint16_t *)scales, (const uint8_t *)zeros, format, group, N, K, 0};
+  half ? rows(w, (bf16 *)y) : rows(w, (float *)y);
+}

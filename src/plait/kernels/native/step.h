@@ -16,48 +16,83 @@ static inline vf silu(vf x) { return x * sigmoid(x); }
 // torch's: the line itself where e^x would drown the one
 static inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
-// channels first ... last - 1 of x become silu(window . w + bias); the windows (D, taps) shift and take x in
+// one channel: its window (taps) shifts and takes x in; returns window . w
 template <typename T>
-static inline void conv_step(float *x, T *window, const Numbers &w, const Numbers &bias, int64_t taps, int64_t first,
-                             int64_t last, bool activates) {
-  for (int64_t c = first; c < last; c += W) {
-    const int n = last - c < W ? last - c : W;
-    float y[W] = {};
-    for (int i = 0; i < n; i++) {
-      T *row = window + (c + i) * taps;
-      const int64_t at = (c + i) * taps;
-      float s = bias ? bias.at(c + i) : 0.0f;
-      for (int64_t j = 0; j + 1 < taps; j++) {
-        row[j] = row[j + 1];
-        s += load1(row + j) * w.at(at + j);
-      }
-      store1(row + taps - 1, x[c + i]);
-      y[i] = s + load1(row + taps - 1) * w.at(at + taps - 1);
-    }
-    vf v = load(y);
-    store_some(x + c, activates ? silu(v) : v, n);
+static inline float conv_channel(float x, T *window, const Numbers &w, int64_t at, int64_t taps) {
+  float sum = 0;
+  for (int64_t j = 0; j + 1 < taps; j++) {
+    window[j] = window[j + 1];
+    sum += load1(window + j) * w.at(at + j);
+  }
+  store1(window + taps - 1, x);
+  return sum + load1(window + taps - 1) * w.at(at + taps - 1);
+}
+
+// W channels of four taps: a vector holds the windows of W / 4 channels
+template <typename T>
+static inline vf conv_four(const float *x, T *window, const Numbers &w, int64_t at) {
+  T rounded[W];
+  store(rounded, load(x));
+  const vf fresh = load(rounded);
+  float products[4 * W], y[W];
+#pragma GCC unroll 4
+  for (int part = 0; part < 4; part++) {
+    vi from;  // the next lane of the window, or the channel's new input
+    for (int i = 0; i < W; i++) from[i] = i % 4 < 3 ? i + 1 : W + part * (W / 4) + i / 4;
+    const vf next = __builtin_shuffle(load(window + part * W), fresh, from);
+    store(window + part * W, next);
+    store(products + part * W, next * w.from(at + part * W));
+  }
+  for (int i = 0; i < W; i++) y[i] = (products[4 * i] + products[4 * i + 1]) + (products[4 * i + 2] + products[4 * i + 3]);
+  return load(y);
+}
+
+// channels first ... last - 1 of x (D) become window . w + bias, or its SiLU; the windows (D, taps) take x in
+template <typename T>
+static inline void conv_step(const float *x, float *y, T *window, const Numbers &w, const Numbers &bias, int64_t taps,
+                             int64_t first, int64_t last, bool activates) {
+  int64_t c = first;
+  for (; c + W <= last && taps == 4; c += W) {
+    vf v = conv_four(x + c, window + c * 4, w, c * 4);
+    if (bias) v += bias.from(c);
+    store(y + c, activates ? silu(v) : v);
+  }
+  for (; c < last; c++) {
+    float v = conv_channel(x[c], window + c * taps, w, c * taps, taps) + (bias ? bias.at(c) : 0.0f);
+    y[c] = activates ? silu(all(v))[0] : v;
   }
 }
 
-// rows of one head's state (P, N): S = decay S + (dt x) B^T;  y = S C + D x
+// R rows of one head's state (P, N) and their outputs: S = decay S + (dt x) B^T;  y = S C + D x
+template <int R, typename T>
+static inline void state_rows(T *state, const float *x, float dt, float decay, const float *B, const float *C, float D,
+                              int64_t N, float *y) {
+  vf total[R] = {};
+  int64_t n = 0;
+  for (; n + W <= N; n += W) {
+    const vf b = load(B + n), c = load(C + n);
+    for (int r = 0; r < R; r++) {
+      vf s = load(state + r * N + n) * decay + b * (dt * x[r]);
+      store(state + r * N + n, s);
+      total[r] += s * c;
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    if (n < N) {
+      const int left = N - n;
+      vf s = load_some(state + r * N + n, left) * decay + load_some(B + n, left) * (dt * x[r]);
+      store_some(state + r * N + n, s, left);
+      total[r] += s * load_some(C + n, left);
+    }
+    y[r] = sum(total[r]) + D * x[r];
+  }
+}
+
 template <typename T>
 static inline void state_step(T *state, const float *x, float dt, float decay, const float *B, const float *C, float D,
                               int64_t P, int64_t N, float *y) {
-  for (int64_t p = 0; p < P; p++) {
-    T *row = state + p * N;
-    const float added = dt * x[p];
-    vf total = {};
-    int64_t n = 0;
-    for (; n + W <= N; n += W) {
-      vf s = load(row + n) * decay + load(B + n) * added;
-      store(row + n, s);
-      total += s * load(C + n);
-    }
-    if (n < N) {
-      vf s = load_some(row + n, N - n) * decay + load_some(B + n, N - n) * added;
-      store_some(row + n, s, N - n);
-      total += s * load_some(C + n, N - n);
-    }
-    y[p] = sum(total) + D * x[p];
-  }
+  constexpr int R = 4;
+  int64_t p = 0;
+  for (; p + R <= P; p += R) state_rows<R>(state + p * N, x + p, dt, decay, B, C, D, N, y + p);
+  for (; p < P; p++) state_rows<1>(state + p * N, x + p, dt, decay, B, C, D, N, y + p);
 }
