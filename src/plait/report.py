@@ -77,7 +77,9 @@ def provenance(seed: int | None = None) -> dict[str, Value]:
     """Say where measurements come from: commit, device, machine, versions, command, time in UTC and, if given, seed."""
     program = Path(sys.argv[0] or "python").name
     # `python -m plait` and `plait` are the same command
-    command = ["plait" if program == "__main__.py" else program, *sys.argv[1:]]
+    # where somebody's files lie is nobody else's business
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    command = ["plait" if program == "__main__.py" else program, *words]
     facts: dict[str, Value] = {
         "commit": _commit(),
         "device": _device(),
