@@ -29,6 +29,33 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
+def _put(
+    acc,
+    m,
+    total,
+    row,
+    cols,
+    split,
+    splits,
+    acc_ptr,
+    ml_ptr,
+    out_ptr,
+    mask,
+    in_group,
+    P: tl.constexpr,
+    DIRECT: tl.constexpr,
+):
+    if DIRECT:
+        out = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out_ptr + row[:, None] * P + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        part = row * splits + split
+        tl.store(acc_ptr + part[:, None] * P + cols[None, :], acc, mask=mask)
+        tl.store(ml_ptr + part * 2, m, mask=in_group)
+        tl.store(ml_ptr + part * 2 + 1, total, mask=in_group)
+
+
+@triton.jit
 def _slice_kernel(
     q_ptr,
     k_ptr,
@@ -42,12 +69,9 @@ def _slice_kernel(
     scale,
     q_b,
     q_h,
-    k_b,
-    k_h,
-    k_s,
-    v_b,
-    v_h,
-    v_s,
+    kv_b,
+    kv_h,
+    kv_s,
     table_b,
     page,
     K,
@@ -60,7 +84,7 @@ def _slice_kernel(
     HAS_STARTS: tl.constexpr,
     PAGED: tl.constexpr,
     DIRECT: tl.constexpr,
-    EXACT: tl.constexpr,
+    DOT: tl.constexpr,
 ):
     # one program: slice `split` of the keys of head k of sequence b
     bk = tl.program_id(0)
@@ -81,9 +105,7 @@ def _slice_kernel(
     in_head = cols < P
     heads = head * GROUP + m_rows
     q_mask = in_group[:, None] & in_head[None, :]
-    q = tl.load(q_ptr + b * q_b + heads[:, None] * q_h + cols[None, :], mask=q_mask, other=0.0)
-    if EXACT:
-        q = q.to(tl.float32)
+    q = tl.load(q_ptr + b * q_b + heads[:, None] * q_h + cols[None, :], mask=q_mask, other=0.0).to(DOT)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
@@ -91,20 +113,15 @@ def _slice_kernel(
         at = n + keys
         there = at < last
         if PAGED:
-            pages = tl.load(table_ptr + b * table_b + at // page, mask=there, other=0).to(tl.int64)
-            rows = (at % page).to(tl.int64)
-            k_at = pages * k_b + head * k_h + rows * k_s
-            v_at = pages * v_b + head * v_h + rows * v_s
+            held = tl.load(table_ptr + b * table_b + at // page, mask=there, other=0).to(tl.int64)
+            rows = at % page
         else:
-            rows = at.to(tl.int64)
-            k_at = b * k_b + head * k_h + rows * k_s
-            v_at = b * v_b + head * v_h + rows * v_s
+            held = b
+            rows = at
+        kv = held * kv_b + head * kv_h + rows.to(tl.int64) * kv_s
         kv_mask = there[:, None] & in_head[None, :]
-        k = tl.load(k_ptr + k_at[:, None] + cols[None, :], mask=kv_mask, other=0.0)
-        v = tl.load(v_ptr + v_at[:, None] + cols[None, :], mask=kv_mask, other=0.0)
-        if EXACT:
-            k = k.to(tl.float32)
-            v = v.to(tl.float32)
+        k = tl.load(k_ptr + kv[:, None] + cols[None, :], mask=kv_mask, other=0.0).to(DOT)
+        v = tl.load(v_ptr + kv[:, None] + cols[None, :], mask=kv_mask, other=0.0).to(DOT)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # in powers of two
         s = tl.where(there[None, :], s, float("-inf"))
         # a block of the loop holds at least one key: its maximum is a number
@@ -116,17 +133,7 @@ def _slice_kernel(
         m = new_m
 
     row = (b * K + head) * GROUP + m_rows  # of B x H
-    if DIRECT:
-        out = acc / tl.where(total > 0, total, 1.0)[:, None]
-        tl.store(out_ptr + row[:, None] * P + cols[None, :], out.to(out_ptr.dtype.element_ty), mask=q_mask)
-    elif first < last:
-        part = row * splits + split
-        tl.store(acc_ptr + part[:, None] * P + cols[None, :], acc, mask=q_mask)
-        tl.store(ml_ptr + part * 2, m, mask=in_group)
-        tl.store(ml_ptr + part * 2 + 1, total, mask=in_group)
-    else:
-        # a slice without keys says so; its sum is never read
-        tl.store(ml_ptr + (row * splits + split) * 2, m, mask=in_group)
+    _put(acc, m, total, row, cols, split, splits, acc_ptr, ml_ptr, out_ptr, q_mask, in_group, P, DIRECT)
 
 
 @triton.jit
@@ -154,8 +161,8 @@ def decode_attention(
     """See plait.ops.decode_attention; inputs are checked there."""
     (B, H, P), K = q.shape, k_cache.shape[1]
     q = q if q.stride(2) == 1 else q.contiguous()
-    if k_cache.stride(3) != 1 or v_cache.stride(3) != 1:
-        raise ValueError("k_cache and v_cache must be contiguous in their last dimension")
+    if k_cache.stride(3) != 1 or k_cache.stride() != v_cache.stride():
+        raise ValueError("k_cache and v_cache must lie in memory alike, and contiguous in their last dimension")
     if page_table is not None and page_table.stride(1) != 1:
         page_table = page_table.contiguous()
     room = k_cache.shape[2] if page_table is None else k_cache.shape[2] * page_table.shape[1]
@@ -171,7 +178,6 @@ def decode_attention(
         P**-0.5 * LOG2E,
         *q.stride()[:2],
         *k_cache.stride()[:3],
-        *v_cache.stride()[:3],
         0 if page_table is None else page_table.stride(0),
         k_cache.shape[2],
         K,
@@ -184,7 +190,7 @@ def decode_attention(
         PAGED=page_table is not None,
         DIRECT=direct,
         # the interpreter's product of bfloat16 is wrong; everywhere else the matrix units take the halves as they are
-        EXACT=not q.is_cuda,
+        DOT=getattr(tl, str(q.dtype if q.is_cuda else torch.float32)[6:]),
         **how,
     )
     if not direct:
@@ -194,9 +200,16 @@ def decode_attention(
 
 
 def _splits(heads: int, room: int, block: int, multiprocessors: int) -> int:
-    """Slices per head: two programs for every multiprocessor, in one wave, and no slice below four blocks."""
-    wanted = 2 * multiprocessors // heads
-    return max(1, min(wanted, room // (4 * block), MOST_SPLITS))
+    """Slices per head: the fewest whose programs, two to a multiprocessor, leave no more than a twentieth idle."""
+    at_once, best = 2 * multiprocessors, (0.0, 1)
+    # no slice below four blocks
+    for splits in range(1, max(1, min(room // (4 * block), MOST_SPLITS)) + 1):
+        programs = heads * splits
+        busy = programs / (-(-programs // at_once) * at_once)
+        if busy >= 0.95:
+            return splits
+        best = max(best, (busy, splits), key=lambda found: found[0])
+    return best[1]
 
 
 @functools.cache
