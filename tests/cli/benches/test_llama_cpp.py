@@ -55,9 +55,18 @@ print(json.dumps([row]))"""
     assert said.read_text() == f"-m {tmp_path}/m.gguf -t 2 -r 1 -p 512 -n 0 -b 2048 -o json"
     bench.decode(64, 16, rounds=5)()
     assert said.read_text().endswith("-t 2 -r 1 -p 0 -n 64 -d 16 -o json")
-    # a deep cache is read once for all rounds
-    bench.decode(64, 8192, rounds=5)()
-    assert said.read_text().endswith("-t 2 -r 5 -p 0 -n 64 -d 8192 -o json")
+    # a deep cache is read once for all rounds and the one that does not count
+    deep = bench.decode(64, 8192, rounds=2)
+    deep()
+    assert said.read_text().endswith("-t 2 -r 3 -p 0 -n 64 -d 8192 -o json")
+
+
+def test_a_deep_process_gives_a_rate_to_each_round(tmp_path: Path) -> None:
+    body = "row['samples_ts'] = [10, 11, 12]\nopen(sys.argv[2] + '.calls', 'a').write('x')\nprint(json.dumps([row]))"
+    bench = LlamaBench(binary=fake(tmp_path, body), model=tmp_path / "m.gguf", threads=2)
+    side = bench.decode(64, 8192, rounds=2)
+    assert [side(), side(), side()] == [10, 11, 12]
+    assert (tmp_path / "m.gguf.calls").read_text() == "x"
 
 
 def test_its_last_words_are_told(tmp_path: Path) -> None:

@@ -75,10 +75,11 @@ def test_a_side_that_takes_long_does_fewer_rounds(monkeypatch: pytest.MonkeyPatc
 
         return run
 
-    sides = {"plait": takes(1.0), "slow": takes(4.0), "endless": takes(100.0)}
+    sides = {"plait": takes(1.0), "slow": takes(2.5), "slower": takes(9.0), "endless": takes(100.0)}
     found = alternate(sides, 5, budget_s=10.0)
-    # the run of warming up counts where it alone exceeds the budget
-    assert {name: len(values) for name, values in found.items()} == {"plait": 5, "slow": 2, "endless": 1}
+    assert {name: len(values) for name, values in found.items()} == {"plait": 5, "slow": 4, "slower": 2, "endless": 1}
+    # the run of warming up counts where it takes a large part of the budget
+    assert clock[0] == 6 * 1.0 + 5 * 2.5 + 2 * 9.0 + 100.0
 
 
 def test_a_mean_of_repeats_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

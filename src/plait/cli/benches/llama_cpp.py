@@ -9,7 +9,6 @@ rounds are one process instead of many.
 """
 
 import json
-import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,10 +71,19 @@ class LlamaBench:
         return lambda: self.run("-p", str(tokens), "-n", "0", "-b", str(batch)).rates[0]
 
     def decode(self, tokens: int, depth: int, rounds: int) -> Side:
-        """A side: tokens/s of decoding; where reading up to the depth takes long, the median of `rounds` at once."""
-        repeats = rounds if depth >= DEEP else 1
+        """A side: tokens/s of decoding. Where reading up to the depth takes long, one process does all the rounds."""
         words = ["-p", "0", "-n", str(tokens), *(["-d", str(depth)] if depth else [])]
-        return lambda: statistics.median(self.run(*words, repeats=repeats).rates)
+        if depth < DEEP:
+            return lambda: self.run(*words).rates[0]
+        left: list[float] = []
+
+        def side() -> float:
+            if not left:
+                # one more, as of all sides, that does not count
+                left.extend(self.run(*words, repeats=rounds + 1).rates)
+            return left.pop(0)
+
+        return side
 
     def logits(self, ids: Sequence[int]) -> Tensor | None:
         """(V,) float32 after some tokens; None without llama-logits, see bench/peers/README.md.

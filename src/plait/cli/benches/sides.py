@@ -47,7 +47,7 @@ def alternate(
 
     Args:
         sides: name -> what to run; what `plait` or its limits raise is raised, a peer that fails is left out.
-        rounds: counted runs of each; a side whose first run took long does fewer, at least one, within the budget.
+        rounds: counted runs of each; a side whose first run took long does fewer, about as many as the budget allows.
         label: what the log calls this measurement.
         report: where the failure of a peer is noted.
         budget_s: see rounds.
@@ -56,14 +56,17 @@ def alternate(
     """
     found: dict[str, list[float]] = {}
     wanted: dict[str, int] = {}
+    if label:
+        log.info("%s: %s", label, ", ".join(sides))
     for name, run in sides.items():
         begin = time.perf_counter()
         first = _attempt(name, run, label, report)
         took = time.perf_counter() - begin
         if first is not None:
-            wanted[name] = max(1, min(rounds, int(budget_s / max(took, 1e-9))))
+            fits = 1 if took > budget_s else max(2, int(budget_s / max(took, 1e-9)))
+            wanted[name] = min(rounds, fits)
             # a run that long needs no warming up
-            found[name] = [first] if took > budget_s else []
+            found[name] = [first] if took > budget_s / 4 else []
     for turn in range(rounds):
         for name in list(found):
             if len(found[name]) < wanted[name]:
