@@ -54,9 +54,9 @@ def test_short_sequences(L: int) -> None:
     _same(_inputs(L), chunk=16)
 
 
-@pytest.mark.parametrize("L", [63, 65])
-def test_the_chunk_that_a_gpu_takes(L: int) -> None:
-    _same(_inputs(L, H=1), chunk=128)
+@pytest.mark.parametrize(("L", "dtype"), [(33, torch.float32), (63, torch.float16), (65, torch.float16)])
+def test_the_chunks_that_a_gpu_takes(L: int, dtype: torch.dtype) -> None:
+    _same(_inputs(L, H=1, dtype=dtype), 1e-5 if dtype == torch.float32 else 7 * torch.finfo(dtype).eps, chunk=128)
 
 
 @pytest.mark.parametrize("chunk", [1, 20, 33])

@@ -2,12 +2,14 @@
 
 Forwards: `steps` (dt and its running sums), `walk` (what each segment of the sequence does to the state), `scan` (every
 segment from its start: y). With enough sequences and heads to fill the machine, a segment is the whole sequence and
-`walk` falls away. Backwards: `steps` again, `walk` for the state before each chunk, `walk` backwards for the gradient of
-the state after it (twice if there are segments), `gradients` for the rest, one chunk at a time, `step_gradients`.
+`walk` falls away. Backwards: `steps`, `walk` for the state before each chunk, `walk` backwards for the gradient of the
+state after it (twice if there are segments), `gradients` for the rest, one chunk at a time, and `step_gradients`.
 
 Shapes   b batch, L time, H heads, G groups, P head size, N state size, n = L / Q chunks.
 Numbers  as ops.ssd: float32 but for matrix products' operands, which are rounded to the type of x.
 """
+
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from dataclasses import dataclass
 
@@ -19,12 +21,37 @@ from plait.kernels.triton.ssd_backward import gradients
 from plait.kernels.triton.ssd_forward import scan
 from plait.kernels.triton.ssd_states import walk
 from plait.kernels.triton.ssd_steps import step_gradients, steps
+from plait.kernels.triton.tuning import DEFAULTS, Config, config
 
 # a large GPU has 132 multiprocessors; two to four programs on each hide each other's waits
 PROGRAMS = 528
 SHORTEST_SEGMENT = 256
 LONGEST_CHUNK = 128
 HEADS = 32
+# rows without an end are for states up to 64 x 128 in 16 bits, `_large` up to 128 x 128, `_largest` beyond and float32.
+# Q tokens of a chunk; compiled for Hopper `scan` needs 92 KB of shared memory and spills 64 words a thread, so that two
+# programs share a multiprocessor; `gradients`, which holds the sums of dB, dC and Z, spills 160 words and has one alone
+DEFAULTS["ssd_scan"] = {"Q": 64, "num_warps": 4, "num_stages": 2}
+DEFAULTS["ssd_scan_large"] = {"Q": 64, "num_warps": 8, "num_stages": 2}
+DEFAULTS["ssd_scan_largest"] = {"Q": 32, "num_warps": 8, "num_stages": 1}
+DEFAULTS["ssd_gradients"] = {"Q": 64, "num_warps": 8, "num_stages": 2}
+DEFAULTS["ssd_gradients_large"] = {"Q": 64, "num_warps": 8, "num_stages": 2}
+DEFAULTS["ssd_gradients_largest"] = {"Q": 32, "num_warps": 8, "num_stages": 1}
+DEFAULTS["ssd_walk"] = {"num_warps": 4, "num_stages": 3}
+DEFAULTS["ssd_walk_large"] = {"num_warps": 8, "num_stages": 3}
+DEFAULTS["ssd_walk_largest"] = {"num_warps": 8, "num_stages": 1}
+
+
+@torch.compiler.assume_constant_result
+def _config(kernel: str, P: int, N: int, size: int) -> Config:
+    state = size * P * N if size == 2 else 1 << 20
+    return config(f"{kernel}{'' if state <= 16384 else '_large' if state <= 32768 else '_largest'}", P=P, N=N)
+
+
+@torch.compiler.assume_constant_result
+def _precision() -> str:
+    # three tf32 products make one of float32; "ieee" would leave the tensor cores, and run out of registers
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @dataclass(frozen=True)
@@ -39,7 +66,7 @@ class Cut:
     N: int
     Q: int
     segment: int
-    precision: str
+    size: int
 
     @property
     def n_chunks(self) -> int:
@@ -61,27 +88,31 @@ class Cut:
     def blocks(self) -> dict[str, int | str]:
         """The constants of every kernel that works on tiles."""
         PB, NB = (max(16, triton.next_power_of_2(size)) for size in (self.P, self.N))
-        return {"P": self.P, "N": self.N, "PB": PB, "NB": NB, "Q": self.Q, "PRECISION": self.precision}
+        return {"P": self.P, "N": self.N, "PB": PB, "NB": NB, "Q": self.Q, "PRECISION": _precision()}
+
+    def config(self, kernel: str) -> Config:
+        """The warps and stages to launch a kernel with."""
+        row = _config(kernel, self.P, self.N, self.size)
+        return {"num_warps": row["num_warps"], "num_stages": row["num_stages"]}
 
 
-def cut(x: Tensor, B: Tensor, chunk: int) -> Cut:
-    """Cut a scan into chunks that fit the registers, and into enough segments to fill the machine.
+def cut(kernel: str, x: Tensor, B: Tensor, chunk: int) -> Cut:
+    """Cut a scan into chunks that fit a kernel's registers, and into enough segments to fill the machine.
 
     Args:
+        kernel: "ssd_scan" or "ssd_gradients".
         x: (b, L, H, P); B: (b, L, G, N).
         chunk: the longest chunk wanted.
 
-    Returns: the cut.
+    Returns: the cut; its segments do not depend on the kernel.
     """
     b, L, H, P = x.shape
     G, N = B.shape[2:]
-    # twice the bytes, or twice the state: half the tokens
-    room = 64 if x.element_size() * max(P * N, 8192) <= 2 * 8192 else 32
-    Q = max(16, min(room, 1 << max(chunk, 1).bit_length() - 1))
+    longest = 1 << max(chunk, 1).bit_length() - 1
+    Q = max(16, min(_config(kernel, P, N, x.element_size())["Q"], longest))
     segments = max(1, min(PROGRAMS // (b * H), L // SHORTEST_SEGMENT))
     segment = -(-L // (segments * LONGEST_CHUNK)) * LONGEST_CHUNK
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return Cut(b, L, H, G, P, N, Q, segment, precision)
+    return Cut(b, L, H, G, P, N, Q, segment, x.element_size())
 
 
 @dataclass(frozen=True)
@@ -108,13 +139,12 @@ class Times:
     def gradients(self, c: Cut, d_dt: Tensor, d_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """d raw (b, L, H), and dA and d bias (H,) in float32."""
         d_raw = self.raw.new_empty(c.b, c.L, c.H)
-        shares = d_a.new_empty(2, c.b, c.n_chunks, c.H)
+        dA, d_bias = (d_a.new_empty(c.b, c.n_chunks, c.H) for _ in range(2))
         step_gradients[c.n_chunks, -(-c.H // HEADS), c.b](
-            self.raw, self.A, self.bias, self.mask, self.low, self.high, d_dt, d_a, d_raw, shares[0], shares[1],
+            self.raw, self.A, self.bias, self.mask, self.low, self.high, d_dt, d_a, d_raw, dA, d_bias,
             *self.raw.stride(), c.L, c.H, c.n_padded, Q=c.Q, HEADS=HEADS, num_warps=4,
         )  # fmt: skip
-        dA, d_bias = shares.sum((1, 2))
-        return d_raw, dA, d_bias
+        return d_raw, dA.sum((0, 1)), d_bias.sum((0, 1))
 
 
 def _totals(c: Cut, v: Tensor, K: Tensor, times: tuple, backwards: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -126,7 +156,7 @@ def _totals(c: Cut, v: Tensor, K: Tensor, times: tuple, backwards: bool) -> tupl
     walk[c.H, c.n_segments - 1, c.b](
         v, K, *times, None, totals, kept, None, None, *v.stride(), *K.stride(),
         c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments,
-        BACKWARDS=backwards, ADD_UP=True, **c.blocks(), num_warps=4, num_stages=3,
+        BACKWARDS=backwards, ADD_UP=True, **c.blocks(), **c.config("ssd_walk"),
     )  # fmt: skip
     return totals, kept
 
@@ -140,7 +170,7 @@ def _states(
     walk[c.H, c.n_segments, c.b](
         v, K, *times, first, *totals, each, last, *v.stride(), *K.stride(),
         c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments,
-        BACKWARDS=backwards, ADD_UP=False, **c.blocks(), num_warps=4, num_stages=3,
+        BACKWARDS=backwards, ADD_UP=False, **c.blocks(), **c.config("ssd_walk"),
     )  # fmt: skip
     return each, last
 
@@ -165,7 +195,7 @@ class Scan(torch.autograd.Function):
         high: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        c = cut(x, B, chunk)
+        c = cut("ssd_scan", x, B, chunk)
         S, starts, mask = (None if t is None else t.contiguous() for t in (S, starts, mask))
         times = Times(dt, A, bias, starts, mask, low, high).steps(c)
         totals = _totals(c, x, B, times, False)
@@ -173,17 +203,18 @@ class Scan(torch.autograd.Function):
         last = x.new_empty(c.b, c.H, c.P, c.N, dtype=torch.float32)
         scan[c.H, c.n_segments, c.b](
             x, B, C, D, *times, S, *totals, y, last, *x.stride(), *B.stride(), *C.stride(),
-            c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments, **c.blocks(), num_warps=4, num_stages=2,
+            c.L, c.H, c.H // c.G, c.n_padded, c.segment, c.n_segments, **c.blocks(), **c.config("ssd_scan"),
         )  # fmt: skip
         ctx.save_for_backward(x, dt, A, B, C, D, bias, S, starts, mask, *totals)
-        ctx.rest = c, low, high  # type: ignore[attr-defined]
+        ctx.rest = chunk, low, high
         ctx.set_materialize_grads(False)
         return y, last
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dS: Tensor | None) -> tuple:  # type: ignore[override]
-        x, dt, A, B, C, D, bias, S, starts, mask, *totals = ctx.saved_tensors  # type: ignore[attr-defined]
-        c, low, high = ctx.rest  # type: ignore[attr-defined]
+        x, dt, A, B, C, D, bias, S, starts, mask, *totals = ctx.saved_tensors
+        chunk, low, high = ctx.rest
+        c = cut("ssd_gradients", x, B, chunk)
         dy = torch.zeros_like(x) if dy is None else dy
         dS = None if dS is None else dS.contiguous()
         clock = Times(dt, A, bias, starts, mask, low, high)
@@ -200,13 +231,13 @@ class Scan(torch.autograd.Function):
         gradients[c.n_chunks, parts * c.G, c.b](
             x, B, C, D, *times, dy, states, state_gradients, dx, d_dt, d_a, dB, dC, dD,
             *x.stride(), *B.stride(), *C.stride(), *dy.stride(),
-            c.L, c.H, c.G, c.H // c.G, share, c.n_padded, **c.blocks(), num_warps=8, num_stages=2,
+            c.L, c.H, c.G, c.H // c.G, share, c.n_padded, **c.blocks(), **c.config("ssd_gradients"),
         )  # fmt: skip
         d_raw, dA, d_bias = clock.gradients(c, d_dt, d_a)
         return (
             dx, d_raw, dA.to(A.dtype),
-            dB[0] if parts == 1 else dB.sum(0).to(B.dtype),
-            dC[0] if parts == 1 else dC.sum(0).to(C.dtype),
+            dB.squeeze(0) if parts == 1 else dB.sum(0).to(B.dtype),
+            dC.squeeze(0) if parts == 1 else dC.sum(0).to(C.dtype),
             None if D is None else dD.sum((0, 1)).to(D.dtype),
             None if bias is None else d_bias.to(bias.dtype),
             None if S is None or d_first is None else d_first.to(S.dtype),

@@ -18,6 +18,8 @@ Numbers  sums in float32.
 Source   Dao and Gu 2024, arXiv:2405.21060 section 6; the gradients are derived from its equations.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

@@ -12,6 +12,8 @@ Numbers  all float32 but the operands of `product`, which keep the inputs' type 
 Source   Dao and Gu 2024, arXiv:2405.21060 section 6.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 
@@ -43,7 +45,7 @@ def store_tile(first, tile, row, n_rows, n_columns: tl.constexpr, ROWS: tl.const
 
 @triton.jit
 def decays(dt, a, begun, t, Q: tl.constexpr):
-    """dt, a, begun, from_begin, to_end (Q,) and the number keep of the chunk at token t; dt, a, begun end on a chunk."""
+    """dt, a, begun, from_begin, to_end (Q,) and the number keep, of the chunk at token t; memory ends on a chunk."""
     i, end = t + tl.arange(0, Q), t + Q - 1
     step, log, log_end = tl.load(dt + i), tl.load(a + i), tl.load(a + end)
     from_begin, to_end, keep = tl.exp2(log), tl.exp2(log_end - log), tl.exp2(log_end)

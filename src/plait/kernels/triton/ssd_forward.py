@@ -9,6 +9,8 @@ Shapes   b batch, L time, H heads, G groups, P head size, N state size, Q tokens
 Source   Dao and Gu 2024, arXiv:2405.21060 section 6.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

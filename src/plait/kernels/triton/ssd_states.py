@@ -14,6 +14,8 @@ Cost     a chunk: 2 Q N P FLOPs; reads Q (P + N) elements (those with N from L2,
          P N where the states of chunks are kept.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

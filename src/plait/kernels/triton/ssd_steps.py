@@ -9,6 +9,8 @@ Shapes   b batch, L time, H heads, Q tokens of a chunk, n chunks; dt, a and thei
 Numbers  float32. Both kernels read and write each number once: 10 bytes of traffic a token and head.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 
@@ -42,7 +44,7 @@ def steps(
     raw, A, bias, starts, mask, low, high, dt, a, begun, dt_b, dt_l, dt_h, L, H, n_padded,
     Q: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Program (c, j, b): chunk c, the j-th block of heads. begun (b, n Q) counts documents started in the chunk so far."""
+    """Program (c, j, b): chunk c, the j-th block of heads. begun (b, n Q) counts a chunk's documents started so far."""
     b = tl.program_id(2).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * Q + tl.arange(0, Q)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
