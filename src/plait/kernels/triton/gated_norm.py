@@ -11,20 +11,20 @@ Bytes    forward 3 R D numbers, backward 5 R D, and a float32 per group of a row
 Numbers  float32 inside; one rounding at the end.
 """
 
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.kernels.triton.norm import rows, tile, walkers
+from plait.kernels.triton.norm import rows, stages, tile, walkers
 from plait.kernels.triton.tuning import DEFAULTS
 
 Ctx = torch.autograd.function.FunctionCtx
 
 DEFAULTS["gated_rmsnorm"] = {"NUMBERS": 4096, "num_warps": 8}
-DEFAULTS["gated_rmsnorm_backward"] = {"NUMBERS": 4096, "PER_SM": 2, "num_warps": 8}
+DEFAULTS["gated_rmsnorm_backward"] = {"NUMBERS": 2048, "PER_SM": 2, "STAGES": 2, "num_warps": 8}
 
 
 class GatedRMSNorm(torch.autograd.Function):
@@ -54,7 +54,9 @@ class GatedRMSNorm(torch.autograd.Function):
         dx, dz = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, z))
         parts = torch.empty(n, D, dtype=torch.float32, device=x.device)
         strides = (x_RD.stride(0), z_RD.stride(0), dy_RD.stride(0))
-        _backward[(G * n,)](x_RD, z_RD, w, r, dy_RD, dx, dz, parts, R, G, D // G, *strides, **cut)
+        _backward[(G * n,)](
+            x_RD, z_RD, w, r, dy_RD, dx, dz, parts, R, G, D // G, *strides, STAGES=stages(c, cut), **cut
+        )
         return dx, dz, parts.sum(0).to(w.dtype), None, None
 
 
@@ -104,6 +106,7 @@ def _backward(
     x_stride,
     z_stride,
     dy_stride,
+    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -113,7 +116,7 @@ def _backward(
     at = (group * P + col)[None, :]
     w = tl.load(w_ptr + group * P + col, mask=col < P, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
-    for step in range(walker, tl.cdiv(R, ROWS), tl.num_programs(0) // G):
+    for step in tl.range(walker, tl.cdiv(R, ROWS), tl.num_programs(0) // G, num_stages=STAGES):
         row = step * ROWS + tl.arange(0, ROWS).to(tl.int64)
         here = (row < R)[:, None] & (col < P)[None, :]
         x = tl.load(x_ptr + row[:, None] * x_stride + at, mask=here, other=0.0).to(tl.float32)

@@ -11,7 +11,7 @@ Bytes    forward 2 R D numbers (4 R D with the residual), backward 3 R D (4 R D)
 Numbers  float32 inside. With a residual, y is the norm of t as stored, so that it equals adding and norming apart.
 """
 
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
@@ -22,9 +22,10 @@ from plait.kernels.triton.tuning import DEFAULTS, Config, config
 
 Ctx = torch.autograd.function.FunctionCtx
 
-# NUMBERS: of a tile, in registers; PER_SM: programs that walk tiles, for every multiprocessor
+# NUMBERS: of a tile, in registers; PER_SM: programs that walk tiles, for every multiprocessor;
+# STAGES: how many tiles ahead they load
 DEFAULTS["rms_norm"] = {"NUMBERS": 4096, "num_warps": 8}
-DEFAULTS["rms_norm_backward"] = {"NUMBERS": 4096, "PER_SM": 2, "num_warps": 8}
+DEFAULTS["rms_norm_backward"] = {"NUMBERS": 4096, "PER_SM": 2, "STAGES": 2, "num_warps": 8}
 
 
 def rows(x: Tensor) -> Tensor:
@@ -36,7 +37,14 @@ def rows(x: Tensor) -> Tensor:
 def tile(kernel: str, D: int) -> tuple[dict[str, int], Config]:
     """How rows of D numbers are cut: keywords BLOCK (at least D), ROWS, num_warps; and the row of the table behind."""
     c, block = config(kernel, D=D), triton.next_power_of_2(D)
-    return {"BLOCK": block, "ROWS": max(1, c["NUMBERS"] // block), "num_warps": c["num_warps"]}, c
+    # a row longer than a tile gets more threads, lest they run out of registers
+    warps = min(16, c["num_warps"] * max(1, block // c["NUMBERS"]))
+    return {"BLOCK": block, "ROWS": max(1, c["NUMBERS"] // block), "num_warps": warps}, c
+
+
+def stages(c: Config, cut: dict[str, int]) -> int:
+    """How many tiles a walking program holds in shared memory: no more than fit, however wide the row."""
+    return c["STAGES"] if cut["BLOCK"] <= 4096 else 1
 
 
 def walkers(x: Tensor, n_tiles: int, per_sm: int, groups: int = 1) -> int:
@@ -104,7 +112,9 @@ def _gradients(x: Tensor, w: Tensor, r: Tensor, dy: Tensor, dtotal: Tensor | Non
     dx, parts = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(n, D, dtype=torch.float32)
     more = dy_RD if dtotal is None else rows(dtotal)
     strides = (x_RD.stride(0), dy_RD.stride(0), more.stride(0))
-    _backward[(n,)](x_RD, w, r, dy_RD, more, dx, parts, R, D, *strides, ADD=dtotal is not None, **cut)
+    _backward[(n,)](
+        x_RD, w, r, dy_RD, more, dx, parts, R, D, *strides, ADD=dtotal is not None, STAGES=stages(c, cut), **cut
+    )
     return dx, parts.sum(0).to(w.dtype)
 
 
@@ -156,13 +166,14 @@ def _backward(
     dy_stride,
     dtotal_stride,
     ADD: tl.constexpr,
+    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     col = tl.arange(0, BLOCK)
     w = tl.load(w_ptr + col, mask=col < D, other=0.0).to(tl.float32)
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
-    for step in range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0)):
+    for step in tl.range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0), num_stages=STAGES):
         row = step * ROWS + tl.arange(0, ROWS).to(tl.int64)
         here = (row < R)[:, None] & (col < D)[None, :]
         x = tl.load(x_ptr + row[:, None] * x_stride + col[None, :], mask=here, other=0.0).to(tl.float32)
