@@ -11,11 +11,10 @@ from plait.ops.dispatch import use
 from plait.ops.ssd import ssd
 
 DTYPES = [torch.float32, torch.bfloat16]
-# error of a tensor relative to its norm. In bfloat16 results are rounded once (a relative 1.7e-3 on average) and the
-# operands of products once more; gradients that are sums of what cancels keep less
-LIMIT = {torch.float32: 2e-5, torch.bfloat16: 2**-8}
-SUMS = ("A", "dt_bias", "dt")
-LIMIT_OF_SUMS = {torch.float32: 2e-4, torch.bfloat16: 2**-6}
+# error of a tensor relative to its norm; single numbers cancel now and then. In bfloat16 results are rounded once (a
+# relative 1.7e-3 on average) and the operands of products once more; in float32 sums of log decays, up to a thousand in
+# a chunk here, lose most
+LIMIT = {torch.float32: 5e-5, torch.bfloat16: 2**-7}
 
 
 def _inputs(L: int, H: int, G: int, P: int, N: int, dtype: torch.dtype, b: int = 2) -> dict[str, Tensor]:
@@ -56,8 +55,11 @@ def _assert_equal(given: dict[str, Tensor], **rest: object) -> None:
     for name, want in exact.items():
         got = fast[name]
         assert got.dtype == (dtype if name == "y" else given.get(name, given["A"]).dtype)
-        limit = (LIMIT_OF_SUMS if name in SUMS else LIMIT)[dtype]
-        off = float((got.double() - want).norm() / want.norm().clamp(min=1e-2))
+        limit, scale = LIMIT[dtype], want.norm()
+        if name in ("A", "dt_bias"):
+            # sums over all tokens of terms of either sign, about as large as the time steps' gradients
+            scale = torch.maximum(scale, exact["dt"].norm())
+        off = float((got.double() - want).norm() / scale.clamp(min=1e-2))
         assert off <= limit, f"{name} {tuple(got.shape)}: off by {off:.2e}, limit {limit:.2e}"
 
 

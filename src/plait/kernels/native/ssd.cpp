@@ -24,17 +24,17 @@ struct Forward {
 
   int64_t N, P;  // padded
   E *C_rows, *B_rows, *B_words, *B_turned, *x_rows, *x_words, *x_weighted, *weights, *state_words;
-  float *scores, *states;
+  float *scores, *turned, *states;  // turned: a state as Python has it, P x N
 
   void run(Task task) {
     N = up_to(s.N, COLS), P = up_to(s.P, COLS);
     int64_t q = up_to(std::min(s.chunk, s.length), COLS), heads = task.last_head - task.first_head;
-    Pieces pieces(4 * (4 * q * N + 3 * q * P + 2 * q * q + N * P * (1 + heads)) + 12 * 64);
+    Pieces pieces(4 * (4 * q * N + 3 * q * P + 2 * q * q + N * P * (2 + heads)) + 12 * 64);
     C_rows = pieces.take<E>(q * N), B_rows = pieces.take<E>(q * N);
     B_words = pieces.take<E>(q * N), B_turned = pieces.take<E>(q * N);
     x_rows = pieces.take<E>(q * P), x_words = pieces.take<E>(q * P), x_weighted = pieces.take<E>(q * P);
     weights = pieces.take<E>(q * q), scores = pieces.take<float>(q * q);
-    state_words = pieces.take<E>(N * P), states = pieces.take<float>(N * P * heads);
+    state_words = pieces.take<E>(N * P), turned = pieces.take<float>(N * P), states = pieces.take<float>(N * P * heads);
     for (int64_t h = 0; h < heads; h++) begin_state(task.b * s.heads + task.first_head + h, states + h * N * P);
     for (int64_t t = 0; t < s.length; t += s.chunk) chunk(task, t, std::min(s.chunk, s.length - t));
     for (int64_t h = 0; h < heads; h++) end_state(task.b * s.heads + task.first_head + h, states + h * N * P);
@@ -43,18 +43,19 @@ struct Forward {
   void begin_state(int64_t row, float *S) {
     memset(S, 0, N * P * sizeof(float));
     if (!initial) return;
-    for (int64_t p = 0; p < s.P; p++)
-      for (int64_t n = 0; n < s.N; n++) S[n * P + p] = initial[(row * s.P + p) * s.N + n];
+    take_rows(initial + row * s.P * s.N, s.N, s.P, s.N, turned, P, N);
+    transpose((const float *)turned, P, N, S);
   }
   void end_state(int64_t row, const float *S) {
-    for (int64_t p = 0; p < s.P; p++)
-      for (int64_t n = 0; n < s.N; n++) last[(row * s.P + p) * s.N + n] = S[n * P + p];
+    transpose(S, N, P, turned);
+    for (int64_t p = 0; p < s.P; p++) memcpy(last + (row * s.P + p) * s.N, turned + p * N, s.N * sizeof(float));
   }
 
   void chunk(Task task, int64_t t, int64_t tokens) {
     int64_t b = task.b, q = up_to(tokens, COLS);
-    take_rows(C + b * s.C[0] + t * s.C[1] + task.g * s.C[2], s.C[1], tokens, s.N, C_rows, q, N);
-    take_rows(B + b * s.B[0] + t * s.B[1] + task.g * s.B[2], s.B[1], tokens, s.N, B_rows, q, N);
+    const T *Bs = B + b * s.B[0] + t * s.B[1] + task.g * s.B[2], *Cs = C + b * s.C[0] + t * s.C[1] + task.g * s.C[2];
+    take_rows(Cs, s.C[1], tokens, s.N, C_rows, q, N);
+    take_rows(Bs, s.B[1], tokens, s.N, B_rows, q, N);
     transpose(B_rows, q, N / K<E>, B_words);
     words_to_rows(B_words, N / K<E>, q, nullptr, B_turned);
     for (int64_t j = 0; j < q; j += COLS)
@@ -66,6 +67,8 @@ struct Forward {
       }
     const bool *begins = starts ? starts + b * s.length + t : nullptr, *valid = mask ? mask + b * s.length + t : nullptr;
     Documents documents(begins, tokens, q);
+    int64_t next = std::min(s.chunk, s.length - t - tokens);
+    expect(Cs, s.C[1], tokens, tokens + next, s.N), expect(Bs, s.B[1], tokens, tokens + next, s.N);
     for (int64_t h = task.first_head; h < task.last_head; h++) {
       Steps steps;
       steps.set(dt + b * s.dt[0] + t * s.dt[1] + h * s.dt[2], s.dt[1], tokens, q, bias ? bias[h] : 0, A[h], low, high,

@@ -74,8 +74,9 @@ struct Backward {
   void chunk(Task task, int64_t t, int64_t tokens) {
     int64_t b = task.b;
     q = up_to(tokens, COLS);
-    take_rows(m.C + b * s.C[0] + t * s.C[1] + task.g * s.C[2], s.C[1], tokens, s.N, C_rows, q, N);
-    take_rows(m.B + b * s.B[0] + t * s.B[1] + task.g * s.B[2], s.B[1], tokens, s.N, B_rows, q, N);
+    const T *B = m.B + b * s.B[0] + t * s.B[1] + task.g * s.B[2], *C = m.C + b * s.C[0] + t * s.C[1] + task.g * s.C[2];
+    take_rows(C, s.C[1], tokens, s.N, C_rows, q, N);
+    take_rows(B, s.B[1], tokens, s.N, B_rows, q, N);
     transpose(C_rows, q, N / K<E>, C_columns);
     for (int64_t i = 0; i < q; i += COLS)
       for (int64_t j = 0; j < i + COLS; j += ROWS) {
@@ -95,20 +96,24 @@ struct Backward {
                 m.low, m.high, m.mask ? m.mask + b * s.length + t : nullptr, documents);
       head(b, h, t, tokens, steps, documents, dS_all + (h - task.first_head) * N * P, C_time);
     }
+    if (t) expect(B, s.B[1], -s.chunk, 0, s.N), expect(C, s.C[1], -s.chunk, 0, s.N);
     scores_back(((task.split * s.batch + b) * s.length + t) * s.groups + task.g, tokens, C_time, B_time);
   }
 
   void head(int64_t b, int64_t h, int64_t t, int64_t tokens, const Steps &steps, const Documents &documents, float *dS,
             const E *C_time) {
     int64_t chunks = (s.length + s.chunk - 1) / s.chunk, row = b * s.heads + h;
-    take_rows(m.x + b * s.x[0] + t * s.x[1] + h * s.x[2], s.x[1], tokens, s.P, x_rows, q, P);
-    take_rows(m.dy + b * s.dy[0] + t * s.dy[1] + h * s.dy[2], s.dy[1], tokens, s.P, g_rows, q, P);
+    const T *x = m.x + b * s.x[0] + t * s.x[1] + h * s.x[2], *g = m.dy + b * s.dy[0] + t * s.dy[1] + h * s.dy[2];
+    int64_t next = t ? s.chunk : 0;  // tokens of the chunk that comes before, and next
+    take_rows(x, s.x[1], tokens, s.P, x_rows, q, P);
+    take_rows(g, s.dy[1], tokens, s.P, g_rows, q, P);
     transpose(g_rows, q, P / K<E>, g_columns);
     words_to_rows(g_columns, P / K<E>, q, steps.in, g_turned);
     const E *g_time = to_words((const E *)g_rows, q, P, g_words);
     for (float *flow : {row_flow, in_flow, out_flow}) memset(flow, 0, q * sizeof(float));
 
     weigh(steps, documents);
+    expect(x, s.x[1], -next, 0, s.P);
     bool carries = t > 0 || m.dinitial, continues = t + tokens < s.length || m.dlast;
     float through = 0;
     if (carries) {
@@ -116,6 +121,7 @@ struct Backward {
       through = state_back(steps, dS);
     }
     if (continues) outputs_back(steps, dS);
+    expect(g, s.dy[1], -next, 0, s.P);
     T *dx = m.dx + ((b * s.length + t) * s.heads + h) * s.P;
     float dD = inputs_back(steps, tokens, g_time, continues, m.skip ? m.skip[h] : 0, dx);
     if (m.dskip) m.dskip[row] += dD;
