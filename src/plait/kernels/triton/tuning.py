@@ -22,7 +22,7 @@ from triton.errors import TritonError
 
 Config = dict[str, int]
 
-# fused multiply-adds are faster and round once; from Triton 3.10 on they must be asked for, and 3.9 warns until they are
+# fused multiply-adds are faster and round once; from Triton 3.10 on they must be asked for, and 3.9 warns till they are
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 # kernel -> its keywords: upper case are the kernel's own constants, the others are Triton's.
