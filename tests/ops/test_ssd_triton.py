@@ -1,6 +1,9 @@
 """The scan in Triton against the recurrence in float64: values and every gradient, however the work is cut up."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,3 +192,51 @@ def test_random_shapes(n_shapes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("plait.kernels.triton.ssd.PROGRAMS", draw.choice([1, 4, 528]))
         rest |= {"chunk": 16, "dt_limit": draw.choice([(0.0, float("inf")), (0.1, 1.0)])}
         _same({k: v for k, v in t.items() if k not in optional}, 2e-5, **rest)
+
+
+HOPPER = """
+import re
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from plait.kernels.triton import ssd, ssd_backward, ssd_forward, ssd_states, ssd_steps
+from plait.kernels.triton.tuning import DEFAULTS
+
+blocks = ssd.cut("ssd_scan", 1, 8192, 128, 8, 64, 128, 2).blocks() | {"HEADS": ssd.HEADS}
+modes = {"BACKWARDS": False, "ADD_UP": False, "mask": None}
+for kernel, row in (
+    (ssd_steps.steps, {"num_warps": 4}),
+    (ssd_steps.step_gradients, {"num_warps": 4}),
+    (ssd_states.walk, DEFAULTS["ssd_walk"]),
+    (ssd_forward.scan, DEFAULTS["ssd_scan"]),
+    (ssd_backward.gradients, DEFAULTS["ssd_gradients"]),
+):
+    names = kernel.arg_names
+    ones = {n: 1 for n in names if re.fullmatch(r"\\w+_[pn]", n)}
+    fixed = {n: v for n, v in (blocks | modes | ones).items() if n in names}
+    low = {"x", "B", "C", "v", "K", "y", "dx", "dy", "dB", "dC", "raw", "d_raw", "states", "state_gradients", "each"}
+    types = {"starts": "*i1", "begun": "*i32", "low": "fp32", "high": "fp32"} | dict.fromkeys(low, "*bf16")
+    types |= dict.fromkeys(("A", "D", "bias", "dt", "a", "d_dt", "d_a", "dD", "dA", "d_bias"), "*fp32")
+    types |= dict.fromkeys(("first", "totals", "kept", "last"), "*fp32")
+    signature = {n: "constexpr" if n in fixed else types.get(n, "i32") for n in names}
+    even = [n for n in names if signature[n][0] == "*" or re.fullmatch(r"\\w+_[blgh]|H|L|segment|n_padded", n)]
+    source = ASTSource(
+        kernel, signature, {(names.index(n),): v for n, v in fixed.items()},
+        {(names.index(n),): [["tt.divisibility", 16]] for n in even},
+    )
+    options = {k: v for k, v in row.items() if k != "Q"}
+    done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    print(kernel.fn.__name__, done.metadata.shared, "wgmma" in done.asm["ptx"])
+"""
+
+
+def test_the_kernels_compile_for_hopper_and_fit_its_shared_memory() -> None:
+    """No GPU is needed to compile; the interpreter knows neither layouts nor memory."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", HOPPER], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {name: (int(shared), wgmma) for name, shared, wgmma in map(str.split, done.stdout.splitlines())}
+    assert rows.keys() == {"steps", "step_gradients", "walk", "scan", "gradients"}
+    # 227 KB a multiprocessor and 1 KB a program: two of `walk` and `scan` at a time, one of `gradients`
+    assert all(rows[name][0] <= limit for name, limit in (("walk", 112e3), ("scan", 112e3), ("gradients", 200e3)))
+    assert all(rows[name][1] == "True" for name in ("walk", "scan", "gradients"))

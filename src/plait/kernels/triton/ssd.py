@@ -5,8 +5,18 @@ segment from its start: y). With enough sequences and heads to fill the machine,
 `walk` falls away. Backwards: `steps`, `walk` for the state before each chunk, `walk` backwards for the gradient of the
 state after it (twice if there are segments), `gradients` for the rest, one chunk at a time, and `step_gradients`.
 
+Expected on an H200 (4.3 TB/s, 790 TFLOP/s in bfloat16) at L 8,192, H 128, P 64, N 128, G 8, four segments (see `cost`):
+
+    forwards    73 GFLOP  0.42 GB      92 us of products,  98 us of traffic
+    backwards  136 GFLOP  1.95 GB     173 us of products, 454 us of traffic, more than half of it the states of chunks
+
+The forward pass is bound by neither but by the chain of four products and nine barriers that make a chunk: 512
+programs of 32 chunks, two at a time on each of 132 multiprocessors, take 220 us at 6,000 cycles a chunk, 110 at 3,000.
+This is arithmetic and the compiler's account of registers; nothing was timed on a GPU yet.
+
 Shapes   b batch, L time, H heads, G groups, P head size, N state size, n = L / Q chunks.
-Numbers  as ops.ssd: float32 but for matrix products' operands, which are rounded to the type of x.
+Numbers  as ops.ssd: float32 but for matrix products' operands, which are rounded to the type of x. In float16 the
+         states of chunks and the sums over heads of Z are such operands too: they must stay below 65,504.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
@@ -96,23 +106,44 @@ class Cut:
         return {"num_warps": row["num_warps"], "num_stages": row["num_stages"]}
 
 
-def cut(kernel: str, x: Tensor, B: Tensor, chunk: int) -> Cut:
+def cut(kernel: str, b: int, L: int, H: int, G: int, P: int, N: int, size: int, chunk: int = 128) -> Cut:
     """Cut a scan into chunks that fit a kernel's registers, and into enough segments to fill the machine.
 
     Args:
         kernel: "ssd_scan" or "ssd_gradients".
-        x: (b, L, H, P); B: (b, L, G, N).
+        b, L, H, G, P, N: sizes.
+        size: bytes of an element.
         chunk: the longest chunk wanted.
 
     Returns: the cut; its segments do not depend on the kernel.
     """
-    b, L, H, P = x.shape
-    G, N = B.shape[2:]
     longest = 1 << max(chunk, 1).bit_length() - 1
-    Q = max(16, min(_config(kernel, P, N, x.element_size())["Q"], longest))
+    Q = max(16, min(_config(kernel, P, N, size)["Q"], longest))
     segments = max(1, min(PROGRAMS // (b * H), L // SHORTEST_SEGMENT))
     segment = -(-L // (segments * LONGEST_CHUNK)) * LONGEST_CHUNK
-    return Cut(b, L, H, G, P, N, Q, segment, x.element_size())
+    return Cut(b, L, H, G, P, N, Q, segment, size)
+
+
+def cost(b: int, L: int, H: int, G: int, P: int, N: int, size: int, chunk: int = 128) -> dict[str, tuple[int, int]]:
+    """FLOPs of matrix products, and bytes that travel, if B and C stay in L2: "forward" and "backward".
+
+    Args:
+        b, L, H, G, P, N: sizes.
+        size: bytes of an element.
+        chunk: the longest chunk wanted.
+
+    Returns: (FLOPs, bytes) of each pass.
+    """
+    T, c = b * L, cut("ssd_scan", b, L, H, G, P, N, size, chunk)
+    # per token: x of all heads; B of all groups; dt raw, and dt and a written and read
+    x, B, times = T * H * P * size, T * G * N * size, T * H * (size + 16)
+    state, again = 2 * T * H * P * N, (c.n_segments - 1) / c.n_segments
+    forward = state * (2 + again) + 2 * T * H * c.Q * (P + N), x * (2 + again) + B * 2 + times
+    c = cut("ssd_gradients", b, L, H, G, P, N, size, chunk)
+    states = b * c.n_chunks * H * P * N * size
+    flops = state * (6 + again) + 4 * T * H * c.Q * P + 6 * T * G * c.parts * c.Q * N
+    moved = x * (5 + again) + B * 4 + 4 * states + times + T * H * (2 * size + 16)
+    return {"forward": (int(forward[0]), int(forward[1])), "backward": (int(flops), int(moved))}
 
 
 @dataclass(frozen=True)
@@ -195,7 +226,8 @@ class Scan(torch.autograd.Function):
         high: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        c = cut("ssd_scan", x, B, chunk)
+        b, L, H, P = x.shape
+        c = cut("ssd_scan", b, L, H, B.shape[2], P, B.shape[3], x.element_size(), chunk)
         S, starts, mask = (None if t is None else t.contiguous() for t in (S, starts, mask))
         times = Times(dt, A, bias, starts, mask, low, high).steps(c)
         totals = _totals(c, x, B, times, False)
@@ -214,7 +246,8 @@ class Scan(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, dS: Tensor | None) -> tuple:  # type: ignore[override]
         x, dt, A, B, C, D, bias, S, starts, mask, *totals = ctx.saved_tensors
         chunk, low, high = ctx.rest
-        c = cut("ssd_gradients", x, B, chunk)
+        b, L, H, P = x.shape
+        c = cut("ssd_gradients", b, L, H, B.shape[2], P, B.shape[3], x.element_size(), chunk)
         dy = torch.zeros_like(x) if dy is None else dy
         dS = None if dS is None else dS.contiguous()
         clock = Times(dt, A, bias, starts, mask, low, high)
