@@ -4,8 +4,10 @@ import pytest
 import torch
 from tests.train.tiny import tiny_model
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from plait.dist import parallel
+from plait.model.hybrid import Block
 
 
 def gradients(model: torch.nn.Module, ids: Tensor) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ def test_on_a_cpu_compilation_is_left_off_unless_asked_for(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients() -> None:
-    model, ids = tiny_model("*-"), torch.randint(0, 64, (2, 19))
+    model, ids = tiny_model("M*-"), torch.randint(0, 64, (2, 19))
     names = list(model.state_dict())
     plain = gradients(model, ids)
     assert parallel.compile_blocks(model, "on")
@@ -70,3 +72,41 @@ def test_compiled_blocks_give_the_same_gradients() -> None:
     for name in plain:
         torch.testing.assert_close(plain[name], again[name], rtol=1e-4, atol=1e-5)
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("how", ["eager", "aot_eager", "recomputed"])
+def test_compiled_blocks_have_no_graph_break_and_serve_every_length(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = "eager" if how == "recomputed" else how
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        Block, "compile", lambda block, **given: compile_module(block, backend=backend, fullgraph=True, **given)
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    plain, model = tiny_model("MM*-"), tiny_model("MM*-")
+    if how == "recomputed":
+        parallel.recompute(model)
+    parallel.compile_blocks(model, "on")
+    compiled = []
+    for L in (19, 33, 64, 65, 130):
+        ids, starts = torch.randint(0, 64, (2, L)), torch.zeros(2, L, dtype=torch.bool)
+        starts[:, 0] = starts[0, L // 2] = starts[1, L // 3] = True
+        found = [_packed_gradients(m, ids, starts) for m in (plain, model)]
+        for name, expected in found[0].items():
+            torch.testing.assert_close(found[1][name], expected, rtol=1e-4, atol=1e-5)
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert not counters["graph_break"]
+    # one for each kind of layer
+    assert compiled == [3] * 5
+
+
+def _packed_gradients(model: torch.nn.Module, ids: Tensor, starts: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(ids, labels=ids, starts=starts).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_experts_are_left_uncompiled() -> None:
+    model = tiny_model("ME*-")
+    parallel.compile_blocks(model, "on")
+    assert [block._compiled_call_impl is not None for block in model.blocks] == [True, False, True, True]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from plait.model.hybrid import Hybrid
+from plait.model.hybrid import Block, Hybrid
 from plait.model.layer import Span
+from plait.model.layers.moe import MoEMixer
 
 
 def recompute(model: Hybrid) -> Hybrid:
@@ -40,6 +41,9 @@ def _recomputed(forward: Callable[..., Tensor], x: Tensor, span: Span, state: ob
 def compile_blocks(model: Hybrid, mode: Literal["auto", "on", "off"] = "auto") -> bool:
     """Compile every block with torch.compile, in place; the first steps take longer while it works.
 
+    Blocks of one kind share what is compiled, and lengths are variables in it: one compilation per kind serves all.
+    Experts stay as they are: how many tokens each takes is known only as they run.
+
     Args:
         model: call it after `recompute`.
         mode: "auto" compiles on a GPU with a C++ compiler at hand. On a CPU it stays off: there the time goes into
@@ -54,5 +58,7 @@ def compile_blocks(model: Hybrid, mode: Literal["auto", "on", "off"] = "auto") -
     if mode == "off" or (mode == "auto" and not (compiler and model.device.type == "cuda")):
         return False
     for block in model.blocks:
-        block.compile()
+        assert isinstance(block, Block)
+        if not isinstance(block.mixer, MoEMixer):
+            block.compile(dynamic=True)
     return True

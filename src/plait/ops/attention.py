@@ -29,7 +29,7 @@ def attention(
         q: (B, L, H, P).
         k, v: (B, S, K, P), S >= L.
         key_mask: (B, S) bool, False at keys that are padding; what a padding query gives means nothing.
-        documents: (B, S) int64 document index of every token; attention stays inside a document.
+        documents: (B, S) int64 document index of every token, rising along a row; attention stays inside a document.
 
     Returns: (B, L, H, P) in q.dtype.
     Raises: ValueError if K does not divide H, or S < L.
@@ -57,6 +57,10 @@ def attention(
         # the GPU's tiled kernels align the causal mask with the last key and never form it
         aligned = causal_lower_right(L, S)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=aligned, enable_gqa=grouped).transpose(1, 2)  # type: ignore[arg-type]
+    if torch.compiler.is_compiling():
+        # a loop over blocks would be unrolled, anew for every length
+        mask = _visible(S - L, S, q.device, key_mask, documents)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
     blocks, step = [], max(1, MASK_NUMBERS // S)
     for first in range(0, L, step):
         last = min(first + step, L)
@@ -89,6 +93,22 @@ def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, docume
     from plait.kernels.eager.attention import attend
 
     return attend(q, k, v, key_mask)
+
+
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+) -> bool:
+    """Whether these are packed rows whose documents may be looked at: a GPU would wait, a compiler cannot know them."""
+    fits = q.shape[1] == k.shape[1] and q.shape[2] % k.shape[2] == 0 and q.numel() > 0
+    return fits and documents is not None and key_mask is None and q.is_cpu and not torch.compiler.is_compiling()
+
+
+@attention.backend("documents", when=_packed)
+def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    from plait.kernels.eager.attention import by_documents
+
+    assert documents is not None
+    return by_documents(q, k, v, documents)
 
 
 def _visible(first: int, end: int, device: torch.device, key_mask: Tensor | None, documents: Tensor | None) -> Tensor:

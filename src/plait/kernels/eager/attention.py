@@ -1,6 +1,7 @@
-"""Attention over a long past without a mask of queries x keys: the past and the piece itself, merged by their sums.
+"""Attention without masks of queries x keys: over a long past, and inside the documents of packed rows.
 
-A block of queries sees every key before the block, and causally the keys of the block. Softmax over both is
+Packed rows are cut into their documents, each a causal attention of its own: tokens of other documents cost nothing.
+Over a past, a block of queries sees every key before it, and causally the keys of the block. Softmax over both is
 
     out = (e^a out_a + e^b out_b) / (e^a + e^b)      a, b: logarithms of the two sums of exponentials
 
@@ -10,6 +11,7 @@ Source   Dao et al. 2022, arXiv:2205.14135 section 3.1 (merging partial softmaxe
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # queries of a block: the only mask that is ever built is BLOCK x BLOCK, and only where there is padding
@@ -46,6 +48,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
             result = _merged(result, total, *_past(piece, k[:, :, :begin], v[:, :, :begin], mask))
         out[:, first:last] = result.transpose(1, 2)
     return out
+
+
+def by_documents(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
+    """Causal attention inside each document of packed rows; differentiable.
+
+    Args:
+        q: (B, L, H, P).
+        k, v: (B, L, K, P).
+        documents: (B, L) index of each token's document, rising along a row.
+
+    Returns: (B, L, H, P) in q.dtype.
+    """
+    first = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    begins = first.flatten().nonzero()[:, 0].tolist()
+    sizes = [end - begin for begin, end in zip(begins, [*begins[1:], first.numel()], strict=True)]
+    grouped, parts = q.shape[2] != k.shape[2], []
+    for part in zip(*(t.flatten(0, 1).split(sizes) for t in (q, k, v)), strict=True):
+        own = (t.transpose(0, 1)[None] for t in part)  # (1, heads, tokens of the document, P)
+        parts.append(F.scaled_dot_product_attention(*own, is_causal=True, enable_gqa=grouped)[0].transpose(0, 1))
+    return torch.cat(parts).view(q.shape)
 
 
 def _past(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

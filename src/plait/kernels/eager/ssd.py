@@ -19,7 +19,10 @@ from torch import Tensor
 
 
 class ChunkedScan(torch.autograd.Function):
-    """y, last state = apply(x, dt, a, B, C, D, S, starts, chunk); dt and a = dt A are (b, L, H) in float32."""
+    """y, last state = apply(x, dt, a, B, C, D, S, starts, chunk, keeps); dt and a = dt A are (b, L, H) in float32.
+
+    keeps: whether a backward pass will come, which needs the state before every chunk.
+    """
 
     @staticmethod
     def forward(
@@ -33,47 +36,127 @@ class ChunkedScan(torch.autograd.Function):
         S: Tensor | None,
         starts: Tensor | None,
         chunk: int,
+        keeps: bool,
     ) -> tuple[Tensor, Tensor]:
-        b, L, H, P = x.shape
-        if S is None:
-            S = dt.new_zeros(b, H, P, B.shape[3])
-        y, before = torch.empty_like(x, memory_format=torch.contiguous_format), []
-        for first in range(0, L, chunk):
-            part = slice(first, min(first + chunk, L))
-            before.append(S)
-            c = _Chunk(x, dt, a, B, C, starts, part)
-            out = (c.weights() @ c.dx).addcmul_(c.carried(S), c.from_begin[..., None])
-            S = c.state_after(S)
-            out = out.transpose(1, 2)
-            y[:, part] = out if D is None else out.add_(x[:, part] * D[:, None])
-        ctx.save_for_backward(x, dt, a, B, C, D, starts, *before, S)  # type: ignore[arg-type]
+        forward = _traced_forward if torch.compiler.is_compiling() else _forward
+        y, states = forward(x, dt, a, B, C, D, S, starts, chunk, keeps)
+        ctx.save_for_backward(x, dt, a, B, C, D, starts, states)  # type: ignore[arg-type]
         ctx.chunk = chunk  # type: ignore[attr-defined]
-        return y, S
+        return y, states[-1].clone()
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, dS: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, dt, a, B, C, D, starts, *states = ctx.saved_tensors  # type: ignore[attr-defined]
-        L, chunk = x.shape[1], ctx.chunk  # type: ignore[attr-defined]
-        grad_x, grad_B, grad_C = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
-        grad_dt, grad_a = torch.empty_like(dt), torch.empty_like(a)
-        grad_D = None if D is None else torch.zeros_like(D)
-        for first in reversed(range(0, L, chunk)):
-            part, index = slice(first, min(first + chunk, L)), first // chunk
-            c = _Chunk(x, dt, a, B, C, starts, part)
-            g = dy[:, part].transpose(1, 2).to(dt.dtype).contiguous()  # (b, H, q, P)
-            ddx, dB, dC, da, dS = c.gradients(g, dS, states[index], states[index + 1])
-            grad_B[:, part], grad_C[:, part] = dB.transpose(1, 2), dC.transpose(1, 2)
-            # a is a running sum inside the chunk: its terms collect what comes after them
-            grad_a[:, part] = da.flip(-1).cumsum(-1).flip(-1).transpose(1, 2)
-            xq = x[:, part].transpose(1, 2).to(dt.dtype)
-            grad_dt[:, part] = (ddx * xq).sum(-1).transpose(1, 2)
-            ddx *= c.dt[..., None]
-            if D is not None and grad_D is not None:
-                ddx.addcmul_(g, D[:, None, None])
-                grad_D += (g * xq).sum((0, 2, 3))
-            grad_x[:, part] = ddx.transpose(1, 2)
+        x, dt, a, B, C, D, starts, states = ctx.saved_tensors  # type: ignore[attr-defined]
+        backward = _traced_backward if torch.compiler.is_compiling() else _backward
+        *grads, dD, dS = backward(dy, dS, x, dt, a, B, C, D, starts, states, ctx.chunk)  # type: ignore[attr-defined]
         grad_S = dS if ctx.needs_input_grad[6] else None  # type: ignore[attr-defined]
-        return grad_x, grad_dt, grad_a, grad_B, grad_C, grad_D, grad_S, None, None
+        return *grads, None if D is None else dD, grad_S, None, None, None
+
+
+def _forward(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    S: Tensor | None,
+    starts: Tensor | None,
+    chunk: int,
+    keeps: bool,
+) -> tuple[Tensor, Tensor]:
+    """y, and the state before each chunk and after the last (only that one if not `keeps`)."""
+    b, L, H, P = x.shape
+    S = dt.new_zeros(b, H, P, B.shape[3]) if S is None else S
+    states = dt.new_empty(-(-L // chunk) + 1 if keeps else 1, *S.shape)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for first in range(0, L, chunk):
+        part = slice(first, min(first + chunk, L))
+        if keeps:
+            states[first // chunk] = S
+        c = _Chunk(x, dt, a, B, C, starts, part)
+        out = (c.weights() @ c.dx).addcmul_(c.carried(S), c.from_begin[..., None])
+        S = c.state_after(S)
+        out = out.transpose(1, 2)
+        y[:, part] = out if D is None else out.add_(x[:, part] * D[:, None])
+    states[-1] = S
+    return y, states
+
+
+def _backward(
+    dy: Tensor,
+    dS: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    starts: Tensor | None,
+    states: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, a, B, C, D (empty without D) and of the state before the sequence."""
+    grad_x, grad_B, grad_C = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
+    grad_dt, grad_a = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (dt, a))
+    grad_D = dt.new_zeros(0 if D is None else D.shape[0])
+    for first in reversed(range(0, x.shape[1], chunk)):
+        part, index = slice(first, min(first + chunk, x.shape[1])), first // chunk
+        c = _Chunk(x, dt, a, B, C, starts, part)
+        g = dy[:, part].transpose(1, 2).to(dt.dtype).contiguous()  # (b, H, q, P)
+        ddx, dB, dC, da, dS = c.gradients(g, dS, states[index], states[index + 1])
+        grad_B[:, part], grad_C[:, part] = dB.transpose(1, 2), dC.transpose(1, 2)
+        # a is a running sum inside the chunk: its terms collect what comes after them
+        grad_a[:, part] = da.flip(-1).cumsum(-1).flip(-1).transpose(1, 2)
+        xq = x[:, part].transpose(1, 2).to(dt.dtype)
+        grad_dt[:, part] = (ddx * xq).sum(-1).transpose(1, 2)
+        ddx *= c.dt[..., None]
+        if D is not None:
+            ddx.addcmul_(g, D[:, None, None])
+            grad_D += (g * xq).sum((0, 2, 3))
+        grad_x[:, part] = ddx.transpose(1, 2)
+    return grad_x, grad_dt, grad_a, grad_B, grad_C, grad_D, dS
+
+
+# a compiler would unroll the loops over chunks and compile anew for every length: to it, each pass is one node
+_traced_forward = torch.library.custom_op("plait::chunked_scan", _forward, mutates_args=())
+_traced_backward = torch.library.custom_op("plait::chunked_scan_backward", _backward, mutates_args=())
+
+
+@_traced_forward.register_fake
+def _(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    S: Tensor | None,
+    starts: Tensor | None,
+    chunk: int,
+    keeps: bool,
+) -> tuple[Tensor, Tensor]:
+    b, L, H, P = x.shape
+    states = dt.new_empty(-(-L // chunk) + 1 if keeps else 1, b, H, P, B.shape[3])
+    return torch.empty_like(x, memory_format=torch.contiguous_format), states
+
+
+@_traced_backward.register_fake
+def _(
+    dy: Tensor,
+    dS: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    starts: Tensor | None,
+    states: Tensor,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    grads = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, a, B, C))
+    return *grads, dt.new_empty(0 if D is None else D.shape[0]), states.new_empty(states.shape[1:])
 
 
 class _Chunk:
