@@ -1,7 +1,6 @@
 // y = W x for one to eight x at a time: weights as they are stored, read once, at the speed of memory.
 //
-// A few rows of W stream through together; each brings its products with all x before the next rows come. Weights of
-// 8 and 4 bits come in blocks of 64 columns with a scale per group of 32, 64 or 128:
+// The rows of W stream through one after the other; each meets all x before the next one comes. Weights of 8 and 4 bits come in blocks of 64 columns with a scale per group of 32, 64 or 128:
 //
 //     int8   w = scale * (code - zero),   codes int8 without zeros, uint8 with them
 //     int4   byte j of a block holds column j in its low half and column 32 + j in its high half; zero is 8 unless given
@@ -46,10 +45,15 @@ static inline bool uses_half(const Matrix &w, int64_t B) {
 static inline bool uses_half(const Matrix &, int64_t) { return false; }
 #endif
 
-constexpr int ROWS = W == 16 ? 4 : 2;  // rows of W at a time: as many as there are registers for
 constexpr int MOST_GROUPS = 1024;      // K / group at most
 constexpr int64_t AHEAD = 4096;        // bytes from what is read to what is asked for
 
+template <int U>
+static inline float total(const vf (&v)[U]) {
+  vf s = v[0];
+  for (int i = 1; i < U; i++) s += v[i];
+  return sum(s);
+}
 static inline void ask(const void *p) { __builtin_prefetch((const char *)p + AHEAD); }
 
 static inline float from_half(uint16_t h) {
@@ -115,69 +119,59 @@ struct Int4 {  // around 8
   }
 };
 
-// ---- R rows times B inputs: y[r][b]
+// ---- one row times B inputs: y[b]. A row is read from its first byte to its last, and so is the next: one stream
 
-template <int R, int B, typename T>
-static inline void plain(const T *w, int64_t K, const float *x, int64_t ld, float (&y)[R][B]) {
-  vf acc[R][B] = {};
+constexpr int lanes_apart(int B) { return B > 1 ? 1 : 4; }  // sums kept apart, to hide the latency of an addition
+
+template <int B, typename T>
+static inline void plain(const T *w, int64_t K, const float *x, int64_t ld, float (&y)[B]) {
+  constexpr int U = lanes_apart(B);
+  vf acc[B][U] = {};
   int64_t k = 0;
-  for (; k + 64 <= K; k += 64)
-    for (int r = 0; r < R; r++) {
-      const T *p = w + r * K + k;
-      for (int i = 0; i < 64 * (int)sizeof(T); i += 64) ask((const char *)p + i);
+  for (; k + 64 <= K; k += 64) {
+    for (int i = 0; i < 64 * (int)sizeof(T); i += 64) ask((const char *)(w + k) + i);
 #pragma GCC unroll 16
-      for (int i = 0; i < 64 / W; i++)
-        for (int b = 0; b < B; b++) acc[r][b] += load(p + i * W) * load(x + b * ld + k + i * W);
-    }
+    for (int i = 0; i < 64 / W; i++)
+      for (int b = 0; b < B; b++) acc[b][i % U] += load(w + k + i * W) * load(x + b * ld + k + i * W);
+  }
   for (; k < K; k += W)
-    for (int r = 0; r < R; r++)
-      for (int b = 0; b < B; b++) {
-        int n = K - k < W ? K - k : W;
-        acc[r][b] += load_some(w + r * K + k, n) * load_some(x + b * ld + k, n);
-      }
-  for (int r = 0; r < R; r++)
-    for (int b = 0; b < B; b++) y[r][b] = sum(acc[r][b]);
+    for (int b = 0; b < B; b++) {
+      const int n = K - k < W ? K - k : W;
+      acc[b][0] += load_some(w + k, n) * load_some(x + b * ld + k, n);
+    }
+  for (int b = 0; b < B; b++) y[b] = total(acc[b]);
 }
 
-// scales[r][g] of R rows
-template <int R, int B, typename Code>
-static inline void blocks(const uint8_t *w, int64_t K, const float *scales, int64_t groups, int shift, const float *x,
-                          int64_t ld, float (&y)[R][B]) {
-  vf acc[R][B] = {};
-  const int64_t row = K / 64 * Code::BLOCK;
-  for (int64_t k = 0; k < K; k += 64)
-    for (int r = 0; r < R; r++) {
-      const uint8_t *p = w + r * row + k / 64 * Code::BLOCK;
-      ask(p);
+template <int B, typename Code>
+static inline void blocks(const uint8_t *w, int64_t K, const float *scales, int shift, const float *x, int64_t ld,
+                          float (&y)[B]) {
+  vf acc[B][2] = {};
+  for (int64_t k = 0; k < K; k += 64, w += Code::BLOCK) {
+    ask(w);
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; h++) {
-        vf part[B] = {};
+    for (int h = 0; h < 2; h++) {
+      vf part[B] = {};
 #pragma GCC unroll 8
-        for (int i = 0; i < 32 / W; i++)
-          for (int b = 0; b < B; b++) part[b] += Code::get(p, h, i) * load(x + b * ld + k + 32 * h + i * W);
-        vf scale = all(scales[r * groups + ((k + 32 * h) >> shift)]);
-        for (int b = 0; b < B; b++) acc[r][b] += part[b] * scale;
-      }
+      for (int i = 0; i < 32 / W; i++)
+        for (int b = 0; b < B; b++) part[b] += Code::get(w, h, i) * load(x + b * ld + k + 32 * h + i * W);
+      const vf scale = all(scales[(k + 32 * h) >> shift]);
+      for (int b = 0; b < B; b++) acc[b][h] += part[b] * scale;
     }
-  for (int r = 0; r < R; r++)
-    for (int b = 0; b < B; b++) y[r][b] = sum(acc[r][b]);
+  }
+  for (int b = 0; b < B; b++) y[b] = total(acc[b]);
 }
 
 #if defined(__AVX512BF16__)
 static inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_loadu_si512(p); }
 
-template <int R, int B>
-static inline void plain_pairs(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, float (&y)[R][B]) {
-  __m512 acc[R][B] = {};
-  for (int64_t k = 0; k < K; k += 32)
-    for (int r = 0; r < R; r++) {
-      const bf16 *p = w + r * K + k;
-      ask(p);
-      __m512bh v = pairs(p);
-      for (int b = 0; b < B; b++) acc[r][b] = _mm512_dpbf16_ps(acc[r][b], v, pairs(x + b * ld + k));
-    }
-  for (int r = 0; r < R; r++)
-    for (int b = 0; b < B; b++) y[r][b] = sum((vf)acc[r][b]);
+template <int B>
+static inline void plain_pairs(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, float (&y)[B]) {
+  __m512 acc[B] = {};
+  for (int64_t k = 0; k < K; k += 32) {
+    ask(w + k);
+    for (int b = 0; b < B; b++) acc[b] = _mm512_dpbf16_ps(acc[b], pairs(w + k), pairs(x + b * ld + k));
+  }
+  for (int b = 0; b < B; b++) y[b] = sum((vf)acc[b]);
 }
 
 // -8 ... 7 in bfloat16, twice: bit 4 of an index does not matter
@@ -186,50 +180,45 @@ alignas(64) static const uint16_t NIBBLES[32] = {
     0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
     0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
 
-template <int R, int B>
-static inline void int4_pairs(const uint8_t *w, int64_t K, const float *scales, int64_t groups, int shift,
-                              const bf16 *x, int64_t ld, float (&y)[R][B]) {
+template <int B>
+static inline void int4_pairs(const uint8_t *w, int64_t K, const float *scales, int shift, const bf16 *x, int64_t ld,
+                              float (&y)[B]) {
   const __m512i table = _mm512_load_si512(NIBBLES);
-  __m512 acc[R][B] = {};
-  for (int64_t k = 0; k < K; k += 64)
-    for (int r = 0; r < R; r++) {
-      const uint8_t *p = w + r * (K / 2) + k / 2;
-      ask(p);
-      __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
-      __m512bh low = (__m512bh)_mm512_permutexvar_epi16(v, table);
-      __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), table);
-      const float *scale = scales + r * groups;
-      __m512 low_scale = _mm512_set1_ps(scale[k >> shift]), high_scale = _mm512_set1_ps(scale[(k + 32) >> shift]);
-      for (int b = 0; b < B; b++) {
-        const bf16 *q = x + b * ld + k;
-        acc[r][b] = _mm512_fmadd_ps(_mm512_dpbf16_ps(__m512{}, low, pairs(q)), low_scale, acc[r][b]);
-        acc[r][b] = _mm512_fmadd_ps(_mm512_dpbf16_ps(__m512{}, high, pairs(q + 32)), high_scale, acc[r][b]);
-      }
+  vf acc[B][2] = {};
+  for (int64_t k = 0; k < K; k += 64, w += 32) {
+    ask(w);
+    const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)w));
+    const __m512bh low = (__m512bh)_mm512_permutexvar_epi16(v, table);
+    const __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), table);
+    const vf low_scale = all(scales[k >> shift]), high_scale = all(scales[(k + 32) >> shift]);
+    for (int b = 0; b < B; b++) {
+      const bf16 *q = x + b * ld + k;
+      acc[b][0] += (vf)_mm512_dpbf16_ps(__m512{}, low, pairs(q)) * low_scale;
+      acc[b][1] += (vf)_mm512_dpbf16_ps(__m512{}, high, pairs(q + 32)) * high_scale;
     }
-  for (int r = 0; r < R; r++)
-    for (int b = 0; b < B; b++) y[r][b] = sum((vf)acc[r][b]);
+  }
+  for (int b = 0; b < B; b++) y[b] = total(acc[b]);
 }
 #endif
 
-template <int R, int B>
-static inline void some_rows(const Matrix &w, int64_t n, const Inputs &in, int64_t b, const float *scales,
-                             float (&y)[R][B]) {
+template <int B>
+static inline void one_row(const Matrix &w, int64_t n, const Inputs &in, int64_t b, const float *scales,
+                           float (&y)[B]) {
   const uint8_t *p = (const uint8_t *)w.codes + n * w.row_bytes();
   const float *x = in.x + b * in.ld;
-  const int64_t groups = w.groups();
-  const int shift = groups ? __builtin_ctzll(w.group) : 0;
+  const int shift = w.scales ? __builtin_ctzll(w.group) : 0;
 #if defined(__AVX512BF16__)
   if (in.half) {
     const bf16 *half = in.half + b * in.ld;
-    if (w.format == BF16) return plain_pairs<R, B>((const bf16 *)p, w.K, half, in.ld, y);
-    return int4_pairs<R, B>(p, w.K, scales, groups, shift, half, in.ld, y);
+    if (w.format == BF16) return plain_pairs<B>((const bf16 *)p, w.K, half, in.ld, y);
+    return int4_pairs<B>(p, w.K, scales, shift, half, in.ld, y);
   }
 #endif
-  if (w.format == FP32) return plain<R, B>((const float *)p, w.K, x, in.ld, y);
-  if (w.format == BF16) return plain<R, B>((const bf16 *)p, w.K, x, in.ld, y);
-  if (w.format == INT4) return blocks<R, B, Int4>(p, w.K, scales, groups, shift, x, in.ld, y);
-  if (w.zeros) return blocks<R, B, UInt8>(p, w.K, scales, groups, shift, x, in.ld, y);
-  return blocks<R, B, Int8>(p, w.K, scales, groups, shift, x, in.ld, y);
+  if (w.format == FP32) return plain<B>((const float *)p, w.K, x, in.ld, y);
+  if (w.format == BF16) return plain<B>((const bf16 *)p, w.K, x, in.ld, y);
+  if (w.format == INT4) return blocks<B, Int4>(p, w.K, scales, shift, x, in.ld, y);
+  if (w.zeros) return blocks<B, UInt8>(p, w.K, scales, shift, x, in.ld, y);
+  return blocks<B, Int8>(p, w.K, scales, shift, x, in.ld, y);
 }
 
 // what the zeros take away: sum over groups of scale * zero * (sum of x)
@@ -241,36 +230,28 @@ static inline float zeros_part(const Matrix &w, int64_t n, const float *scales, 
   return total;
 }
 
-// R rows from n on: out(b, n, value) takes each result
-template <int R, typename Out>
-static inline void rows_at(const Matrix &w, int64_t n, const Inputs &in, const Out &out) {
-  float scales[R * MOST_GROUPS];
-  const int64_t groups = w.groups();
-  for (int r = 0; r < R && groups; r++) widen(w.scales + (n + r) * groups, scales + r * groups, groups);
-  auto give = [&](int r, int64_t b, float value) {
-    if (w.zeros) value -= zeros_part(w, n + r, scales + r * groups, in.sums + b * in.ld);
-    out(b, n + r, value);
-  };
-  int64_t b = 0;
-  for (; b + 4 <= in.B; b += 4) {
-    float y[R][4];
-    some_rows<R, 4>(w, n, in, b, scales, y);
-    for (int r = 0; r < R; r++)
-      for (int i = 0; i < 4; i++) give(r, b + i, y[r][i]);
-  }
-  for (; b < in.B; b++) {
-    float y[R][1];
-    some_rows<R, 1>(w, n, in, b, scales, y);
-    for (int r = 0; r < R; r++) give(r, b, y[r][0]);
-  }
-}
-
-// rows first ... last - 1
+// rows first ... last - 1: out(b, n, value) takes each result
 template <typename Out>
 static inline void multiply(const Matrix &w, int64_t first, int64_t last, const Inputs &in, const Out &out) {
-  int64_t n = first;
-  for (; n + ROWS <= last; n += ROWS) rows_at<ROWS>(w, n, in, out);
-  for (; n < last; n++) rows_at<1>(w, n, in, out);
+  float scales[MOST_GROUPS];
+  const int64_t groups = w.groups();
+  for (int64_t n = first; n < last; n++) {
+    widen(w.scales + n * groups, scales, groups);
+    auto give = [&](int64_t b, float value) {
+      out(b, n, w.zeros ? value - zeros_part(w, n, scales, in.sums + b * in.ld) : value);
+    };
+    int64_t b = 0;
+    for (; b + 4 <= in.B; b += 4) {
+      float y[4];
+      one_row<4>(w, n, in, b, scales, y);
+      for (int i = 0; i < 4; i++) give(b + i, y[i]);
+    }
+    for (; b < in.B; b++) {
+      float y[1];
+      one_row<1>(w, n, in, b, scales, y);
+      give(b, y[0]);
+    }
+  }
 }
 
 // the derived forms of x that `multiply` reads; half and sums have room for (B, ld)
@@ -296,7 +277,7 @@ static inline Inputs prepare(const Matrix &w, const float *x, int64_t B, int64_t
 // how much to take of n rows, of which `left` remain: much at first, little at the end, so that all end together
 static inline int64_t share(int64_t left, int64_t least, int64_t n_threads) {
   int64_t part = left / (2 * n_threads);
-  return part < least ? least : part / ROWS * ROWS;
+  return part < least ? least : part;
 }
 
 // the next rows for this thread, [first, last); false when none are left
@@ -311,6 +292,6 @@ static inline bool take(int64_t *next, int64_t n, int64_t least, int64_t n_threa
 }
 // about 16 KB of weights
 static inline int64_t least_rows(const Matrix &w) {
-  int64_t rows = 16384 / w.row_bytes();
-  return rows < ROWS ? ROWS : rows / ROWS * ROWS;
+  const int64_t rows = 16384 / w.row_bytes();
+  return rows < 1 ? 1 : rows;
 }
