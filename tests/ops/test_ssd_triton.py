@@ -203,7 +203,7 @@ from plait.kernels.triton import ssd, ssd_backward, ssd_forward, ssd_states, ssd
 from plait.kernels.triton.tuning import DEFAULTS
 
 blocks = ssd.cut("ssd_scan", 1, 8192, 128, 8, 64, 128, 2).blocks() | {"HEADS": ssd.HEADS}
-modes = {"BACKWARDS": False, "ADD_UP": False, "mask": None}
+modes = {"BACKWARDS": False, "ADD_UP": False}
 for kernel, row in (
     (ssd_steps.steps, {"num_warps": 4}),
     (ssd_steps.step_gradients, {"num_warps": 4}),
@@ -215,7 +215,8 @@ for kernel, row in (
     ones = {n: 1 for n in names if re.fullmatch(r"\\w+_[pn]", n)}
     fixed = {n: v for n, v in (blocks | modes | ones).items() if n in names}
     low = {"x", "B", "C", "v", "K", "y", "dx", "dy", "dB", "dC", "raw", "d_raw", "states", "state_gradients", "each"}
-    types = {"starts": "*i1", "begun": "*i32", "low": "fp32", "high": "fp32"} | dict.fromkeys(low, "*bf16")
+    types = {"starts": "*i1", "mask": "*i1", "begun": "*i32", "low": "fp32", "high": "fp32"}
+    types |= dict.fromkeys(low, "*bf16")
     types |= dict.fromkeys(("A", "D", "bias", "dt", "a", "d_dt", "d_a", "dD", "dA", "d_bias"), "*fp32")
     types |= dict.fromkeys(("first", "totals", "kept", "last"), "*fp32")
     signature = {n: "constexpr" if n in fixed else types.get(n, "i32") for n in names}
