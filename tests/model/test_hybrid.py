@@ -8,6 +8,7 @@ from torch import Tensor
 from plait.config import ConfigError
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
+from plait.model.layer import Span
 
 each = pytest.mark.parametrize("family", FAMILIES)
 
@@ -198,3 +199,19 @@ def test_packing_cannot_continue_a_cache() -> None:
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'ternary'"):
         build(config("M"), recipe="ternery")
+
+
+@each
+def test_additions_joined_to_the_norms_change_nothing(family: str) -> None:
+    # on a GPU a model with a cache runs this way; here it is asked to
+    model = _model(family)
+    ids, mask = torch.randint(0, 37, (2, 9)), torch.ones(2, 9, dtype=torch.bool)
+    mask[1, :4] = False
+    with torch.no_grad():
+        plain, joined = model.cache(2), model.cache(2)
+        exact, _ = model.hidden(ids, attention_mask=mask, cache=plain)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        joined.extend(9, mask)
+        span = Span(positions=positions, mask=mask, key_mask=joined.mask)
+        got = model._joined(model.embed(ids), span, joined.states)
+    torch.testing.assert_close(got[mask], exact[mask])

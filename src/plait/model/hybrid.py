@@ -7,6 +7,7 @@ Numbers  activations in the recipe's compute dtype; parameters in it too, or in 
 Source   NVIDIA 2025, arXiv:2504.03624 section 2; the same form covers Transformers and pure Mamba-2 models.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from plait.config import ConfigError, nearest
 from plait.model.cache import Cache
 from plait.model.config import ModelConfig
-from plait.model.layer import LayerSpec, Norm, Span
+from plait.model.layer import LayerSpec, Norm, Span, State
 from plait.model.layers import KINDS
 from plait.model.step import step
 from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
+from plait.ops.norm import add_rms_norm
 from plait.ops.tape import Rounded
 from plait.precision import RECIPES
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
@@ -163,6 +165,10 @@ class Hybrid(nn.Module):
         x = F.embedding(input_ids, self.embed.weight).to(stream)
         streams = [x]
         states = [None] * len(self.blocks) if cache is None else cache.states
+        if cache is not None and x.is_cuda and not keeps_all:
+            with torch.no_grad():
+                x = self._joined(x, span, cache.states)
+            return x, (x,)
         # what a cache remembers is overwritten by the next call: no gradient could pass through it
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             for block, state in zip(self.blocks, states, strict=True):
@@ -171,6 +177,15 @@ class Hybrid(nn.Module):
                     streams.append(x)
         x = self.norm(x).to(self.recipe.compute)
         return x, (*streams, x)
+
+    def _joined(self, x: Tensor, span: Span, states: Sequence[State | None]) -> Tensor:
+        """All layers and the final norm, each addition to the stream in one operation with the norm that follows it."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        norms = [*(block.norm for block in blocks), self.norm]
+        y = norms[0](x).to(self.recipe.compute)
+        for block, state, norm in zip(blocks, states, norms[1:], strict=True):
+            y, x = add_rms_norm(block.mixer(y, span, state), x, norm.weight, eps=norm.eps)
+        return y
 
     def loss_sum(self, x: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
         """Summed cross-entropy of the head over hidden states.
