@@ -62,7 +62,7 @@ def test_the_reference_keeps_what_the_engines_sampler_keeps(s: Sampling) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_kernel_keeps_and_draws_what_sorting_does(dtype: torch.dtype) -> None:
-    settings = SETTINGS * 2
+    settings = SETTINGS
     logits = (torch.randn(len(settings), 700) * 3).to(dtype)
     logits[3::4, 300:] = -math.inf
     u = torch.rand(len(settings), dtype=torch.float64)
@@ -118,6 +118,14 @@ def test_ends_of_the_interval_choose_the_first_and_the_last_kept_token() -> None
     u = torch.tensor([0.0, 1 - 2.0**-52], dtype=torch.float64)
     ids, _ = run_kernel(logits, u, [Sampling(top_k=2)] * 2)
     assert ids.tolist() == [1, 3]
+
+
+def test_equals_at_the_edge_of_top_k_count_once_for_the_mass_of_top_p() -> None:
+    # of two tokens the first holds 0.88; of all eight that stay together it would hold 0.51, and 0.6 would need more
+    logits, s = torch.tensor([[3.0] + [1.0] * 7]), Sampling(top_k=2, top_p=0.6)
+    _, kept = run_kernel(logits, torch.zeros(1, dtype=torch.float64), [s])
+    assert kept[0].tolist() == [True] + [False] * 7
+    assert torch.equal(kept, filtered(logits, s) > -math.inf)
 
 
 def test_the_first_of_equals_is_greedy_and_what_is_no_number_is_told() -> None:
