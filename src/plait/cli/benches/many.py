@@ -21,8 +21,8 @@ from plait.ops.loss import linear_cross_entropy
 from plait.ops.norm import gated_rmsnorm, rms_norm
 from plait.ops.ssd import ssd
 
-# the head costs more than everything else together
-LOSS_SHARE = 4
+# the head costs more than everything else together: fewer tokens, and of a large vocabulary a part
+LOSS_SHARE, MOST_ROWS = 4, 32768
 
 
 def many(config: ModelConfig, tokens: int, device: str = "cpu") -> Iterator[Case]:
@@ -49,8 +49,9 @@ def many(config: ModelConfig, tokens: int, device: str = "cpu") -> Iterator[Case
             name = f"attention, causal{end}"
             yield case_of(name, attention, make.qkv, tokens, flops=flops, gradients=gradients)
     few = max(tokens // LOSS_SHARE, 1)
-    flops = 2.0 * few * config.vocab_size * config.d_model
-    name = f"head + cross-entropy of {few}, fwd + bwd"
+    rows = min(config.vocab_size, MOST_ROWS)
+    flops = 2.0 * few * rows * config.d_model
+    name = f"head of {rows} + cross-entropy, {few} tokens, fwd + bwd"
     yield case_of(name, linear_cross_entropy, make.head, few, flops=flops, gradients=True)
 
 
@@ -102,6 +103,6 @@ class Maker:
         return tuple(self.random(1, L, n, a.head_dim) for n in heads), {}
 
     def head(self, L: int) -> Call:
-        V, D = self.config.vocab_size, self.config.d_model
+        V, D = min(self.config.vocab_size, MOST_ROWS), self.config.d_model
         targets = torch.randint(0, V, (L,), generator=self.generator).to(self.device)
         return (self.random(L, D), self.random(V, D, dtype=torch.float32) * 0.02, targets), {}
