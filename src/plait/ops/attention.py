@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 
 # masks are built for so many queries at a time that a row of the batch needs this many numbers, whatever S is
 MASK_NUMBERS = 1 << 23
@@ -72,6 +72,27 @@ def attention(
             )
         )
     return torch.cat(blocks, 2).transpose(1, 2)
+
+
+def _is_one_token(
+    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+) -> bool:
+    """Whether one query per sequence meets keys that lie as a cache keeps them, (B, K, room, P)."""
+    if q.shape[1] != 1 or documents is not None or torch.is_grad_enabled() or q.shape[2] % k.shape[2]:
+        return False
+    K, P = k.shape[2:]
+    lies = all(
+        t.stride(3) == 1 and t.stride(1) == P and t.stride(2) % P == 0 and t.stride(0) == K * t.stride(2)
+        for t in (k, v)
+    )
+    return lies and k.dtype == v.dtype and q.numel() > 0 and native_serves("decode", q, k, v)
+
+
+@attention.backend("native", when=_is_one_token)
+def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    from plait.kernels.native.decode import attend
+
+    return attend(q, k, v, key_mask)
 
 
 def _without_masks(

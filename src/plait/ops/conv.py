@@ -197,6 +197,36 @@ def _(
     return step(x, window, w, bias, activation, slots)
 
 
+def _step_fits_native(
+    x: Tensor,
+    window: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: bool = True,
+    slots: Tensor | None = None,
+) -> bool:
+    if slots is not None or torch.is_grad_enabled() or x.dtype == torch.float64 or not native_serves("decode", x):
+        return False
+    kept = [t for t in (window, w, bias) if t is not None]
+    return all(t.is_contiguous() for t in kept) and native_serves("decode", *kept)
+
+
+@causal_conv1d_step.backend("native", when=_step_fits_native)
+def _(
+    x: Tensor,
+    window: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: bool = True,
+    slots: Tensor | None = None,
+) -> Tensor:
+    from plait.kernels.native.decode import conv_step
+
+    return conv_step(x, window, w, bias, activation)
+
+
 def conv_window(x: Tensor, width: int, *, initial: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """The last `width` inputs of each sequence: what the next call's `initial` must be.
 

@@ -268,6 +268,34 @@ def _step_triton(
     return step.selective_state_update(state, x, dt, A, B, C, D, dt_bias, dt_limit, slots, rounding_seed)
 
 
+def _step_fits_native(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: object) -> bool:
+    if rest.get("slots") is not None or rest.get("rounding_seed") is not None or torch.is_grad_enabled():
+        return False
+    tensors = [state, x, dt, A, B, C, *(t for t in rest.values() if isinstance(t, Tensor))]
+    dense = state.is_contiguous() and all(t.is_contiguous() for t in tensors if t.dim() == 1)
+    return dense and len(x) > 0 and x.shape[1] % B.shape[1] == 0 and native_serves("decode", *tensors)
+
+
+@selective_state_update.backend("native", when=_step_fits_native)
+def _step_native(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_limit: tuple[float, float] = NO_LIMIT,
+    slots: Tensor | None = None,
+    rounding_seed: int | Tensor | None = None,
+) -> Tensor:
+    from plait.kernels.native.decode import state_step
+
+    return state_step(state, x, dt, A, B, C, D, dt_bias, dt_limit)
+
+
 def _check(x: Tensor, B: Tensor) -> None:
     if x.shape[-2] % B.shape[-2]:
         raise ValueError(f"{B.shape[-2]} groups do not divide {x.shape[-2]} heads; n_groups must divide n_heads")

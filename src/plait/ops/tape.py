@@ -17,7 +17,6 @@ Numbers  activations float32 from the embedding to the logits, bfloat16 at the i
          where the model computes in it; weights as stored.
 """
 
-import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,14 +27,8 @@ from torch import Tensor, nn
 from plait.ops.dispatch import native_serves
 
 MOST_ROWS = 8
-# the order of kernels/native/decode.cpp and gemv.h
-EMBED, LINEAR, CONV, STATE, ANGLES, HEADS, ATTEND = range(7)
-SOURCES = {"": 0, "relu2": 1, "silu gate": 2, "relu2 gate": 3, "merge": 4}
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3}
-WORDS = 40
-MOST_SPANS = 16
 MOST_GROUPS = 1024
-LANES = 16
 Y_AT = 22  # where a linear record says what it writes to
 
 Word = int | float | Tensor | None
@@ -52,7 +45,8 @@ class UnfitError(Exception):
 class Rows:
     """What a linear layer reads: (B, D) `x`, activated or gated by `z`, then normed in `groups`.
 
-    source: a key of SOURCES. head: for "merge", the size of an attention head. weight: the norm's, as two words.
+    source: "", "relu2", "silu gate", "relu2 gate", or "merge" for attention's spans, whose heads have `head` channels.
+    weight: the norm's, as two words.
     """
 
     x: Tensor
@@ -64,10 +58,10 @@ class Rows:
     eps: float = 0.0
 
     def words(self, K: int) -> tuple["Word", ...]:
-        """What decode.cpp calls an Input."""
+        """What decode.cpp calls an Input, after its source."""
         ldz = 0 if self.z is None else self.z.stride(0)
         return (
-            *(SOURCES[self.source], self.x, self.z, self.x.stride(0), ldz, K),
+            *(self.x, self.z, self.x.stride(0), ldz, K),
             *(self.head, *self.weight, self.groups, self.eps),
         )
 
@@ -96,6 +90,9 @@ class Tape:
         """
         if compute not in (torch.float32, torch.bfloat16) or batch > MOST_ROWS or not native_serves("decode"):
             raise UnfitError
+        from plait.kernels.native import decode
+
+        self._native = decode
         self.batch, self.compute, self._rounded = batch, compute, rounded
         self._words = array("q")
         self._links: list[Link] = []
@@ -116,7 +113,7 @@ class Tape:
         """Begin: the stream `x` becomes rows of the embedding."""
         table = self._find(module, "weight")
         self.x = torch.empty(self.batch, table.shape[1])
-        self._record(EMBED, *self.numbers(module, "weight"), self.x, table.shape[1])
+        self._record("embed", *self.numbers(module, "weight"), self.x, table.shape[1])
 
     def begin_layer(self) -> None:
         """Memory of the layer before may be used again: a layer's first record waits for all threads."""
@@ -141,9 +138,9 @@ class Tape:
         same = rows is self._last
         y = onto if onto is not None else torch.empty(0) if final else self.memory(N)
         at = self._record(
-            LINEAR,
+            "linear",
             same,
-            *rows.words(K),
+            *(self._native.SOURCES[rows.source], *rows.words(K)),
             *matrix,
             *self.numbers(module, "bias"),
             None if final else y,
@@ -159,7 +156,7 @@ class Tape:
         """The convolution and SiLU over x (B, D), in place; state.conv is (B, D, taps)."""
         D, taps = self._find(conv, "weight").shape
         at = self._record(
-            CONV, *(0, 0, 0), D, taps, x, x.stride(0), *self.numbers(conv, "weight"), *self.numbers(conv, "bias")
+            "conv", *(0, 0, 0), D, taps, x, x.stride(0), *self.numbers(conv, "weight"), *self.numbers(conv, "bias"), 1
         )
         self._links.append(Link(state, "conv", at))
 
@@ -172,7 +169,17 @@ class Tape:
         names = ("A_log", "D", "dt_bias")
         parameters = [word for name in names for word in self.numbers(mixer, name)]
         at = self._record(
-            STATE, *(0, 0, 0), *(H, P, N, groups), x, dt, x.stride(0), *parameters, *map(float, dt_limit), y
+            "state",
+            *(0, 0, 0),
+            *(H, P, N, groups),
+            x,
+            dt,
+            x.stride(0),
+            dt.stride(0),
+            *parameters,
+            1,
+            *map(float, dt_limit),
+            y,
         )
         self._links.append(Link(state, "ssm", at))
         return y
@@ -196,11 +203,10 @@ class Tape:
         angles, pairs = self._turning(rotation)
         eps = 0.0 if norms[0] is None else float(norms[0].eps)  # type: ignore[arg-type]
         scales = [word for norm in norms for word in ((0, 0) if norm is None else self.numbers(norm, "weight"))]
-        at = self._record(HEADS, *(0, 0, 0) * 2, K, P, q, k, v, H, *scales, eps, angles, pairs)
+        at = self._record("heads", *(0, 0, 0) * 2, K, P, q, k, v, H, *scales, eps, angles, pairs)
         self._links += [Link(state, "k", at), Link(state, "v", at + 3)]
-        parts = self.memory(H * MOST_SPANS * (-(-P // LANES) * LANES))
-        seen = self.memory(H * MOST_SPANS * 2)
-        at = self._record(ATTEND, *(0, 0, 0) * 2, K, P, q, H, parts, seen)
+        parts, seen = map(self.memory, self._native.spans(H, P))
+        at = self._record("attend", *(0, 0, 0) * 2, K, P, q, H, parts, seen)
         self._links += [Link(state, "k", at), Link(state, "v", at + 3)]
         return Rows(x=parts, z=seen, source="merge", head=P)
 
@@ -247,11 +253,10 @@ class Tape:
 
         Returns: (B, 1, V) logits in the compute dtype.
         """
-        from plait.kernels.native.decode import run_tape
-
         logits = torch.empty(self.batch, 1, self._n_logits, dtype=self.compute)
         self._words[self._logits_at] = logits.data_ptr()
-        run_tape(self._words, WORDS, ids.contiguous(), positions, None if mask is None else mask.contiguous(), n_keys)
+        mask = None if mask is None else mask.contiguous()
+        self._native.run_tape(self._words, self.batch, ids.contiguous(), positions, mask, n_keys)
         return logits
 
     def _follow(self, link: Link, t: Tensor) -> None:
@@ -267,12 +272,10 @@ class Tape:
 
     # ---- writing
 
-    def _record(self, code: int, *words: Word, waits: bool = True) -> int:
+    def _record(self, code: str, *words: Word, waits: bool = True) -> int:
         """Returns where its own words begin."""
         at = len(self._words)
-        row = [code, int(waits), 0, *map(_word, words)]
-        assert len(row) <= WORDS
-        self._words.extend(row + [0] * (WORDS - len(row)))
+        self._words.extend(self._native.record(code, *words, waits=waits))
         self._last = None
         return at + 3
 
@@ -284,7 +287,7 @@ class Tape:
         key, pairs = (frequencies.data_ptr(), temperature), frequencies.shape[0]
         if key not in self._angles:
             table = torch.empty(self.batch, 2 * pairs)
-            self._record(ANGLES, frequencies, table, pairs, temperature, waits=False)
+            self._record("angles", frequencies, table, pairs, temperature, waits=False)
             self._angles[key] = table
             self._held.append(frequencies)
         return self._angles[key], pairs
@@ -345,11 +348,3 @@ def _home(module: nn.Module, name: str) -> dict[str, Tensor | None]:
 def _version(t: Tensor) -> int:
     # tensors made in inference mode cannot change outside of it
     return 0 if t.is_inference() else t._version
-
-
-def _word(x: Word) -> int:
-    if isinstance(x, Tensor):
-        return x.data_ptr()
-    if isinstance(x, float):
-        return struct.unpack("q", struct.pack("d", x))[0]
-    return 0 if x is None else int(x)

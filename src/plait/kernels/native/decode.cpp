@@ -22,7 +22,7 @@ constexpr int64_t WORDS = 40;       // of a record
 constexpr int64_t MOST_SPANS = 16;  // of keys, that threads share
 constexpr int64_t SPAN = 256;       // keys of a span at least
 
-enum Code : int64_t { EMBED, LINEAR, CONV, STATE, ANGLES, HEADS, ATTEND };
+enum Code : int64_t { EMBED, LINEAR, CONV, STATE, ANGLES, HEADS, ATTEND, COPY };
 
 // what is known when a token comes
 struct Step {
@@ -111,7 +111,7 @@ struct Input {
       for (int64_t i = 0; i < head; i++) {
         float sum = 0;
         for (int64_t s = 0; s < spans; s++) sum += share[s] * x[((b * H + h) * MOST_SPANS + s) * ld + i];
-        to[h * head + i] = sum / total;
+        to[h * head + i] = total > 0 ? sum / total : 0;  // a row of padding sees nothing
       }
     }
   }
@@ -129,23 +129,21 @@ struct Input {
       for (; i < D; i++) row[i] *= scale * norm.at(g * D + i);
     }
   }
-  // (B, ld) rows in `to`, which has room beyond K
-  void make(const Step &step, float *to, int64_t ld) const {
-    for (int64_t b = 0; b < step.B; b++, to += ld) {
-      const float *row = x + b * ldx, *gate = z + b * ldz;
-      if (source == MERGE) merge(step, b, to);
-      else {
-        int64_t k = 0;
-        for (; k + W <= K; k += W) store(to + k, at(row, gate, k));
-        if (k < K) {
-          float last[W] = {}, last_gate[W] = {};
-          memcpy(last, row + k, (K - k) * 4);
-          if (z) memcpy(last_gate, gate + k, (K - k) * 4);
-          store_some(to + k, at(last, last_gate, 0), K - k);
-        }
+  // one row; `to` has room for a vector beyond K
+  void row(const Step &step, int64_t b, float *to) const {
+    const float *from = x + b * ldx, *gate = z + b * ldz;
+    if (source == MERGE) merge(step, b, to);
+    else {
+      int64_t k = 0;
+      for (; k + W <= K; k += W) store(to + k, at(from, gate, k));
+      if (k < K) {
+        float last[W] = {}, last_gate[W] = {};
+        memcpy(last, from + k, (K - k) * sizeof(float));
+        if (z) memcpy(last_gate, gate + k, (K - k) * sizeof(float));
+        store_some(to + k, at(last, last_gate, 0), K - k);
       }
-      if (groups) normalise(to);
     }
+    if (groups) normalise(to);
   }
 };
 
@@ -160,7 +158,7 @@ struct Linear {
   void run(const Work &work) const {
     const int64_t B = work.step.B, ld = (w.K + 63) / 64 * 64 + W;
     float *x = Scratch::room(scratch.x, B * ld);
-    if (!same) input.make(work.step, x, ld);
+    for (int64_t b = 0; b < B && !same; b++) input.row(work.step, b, x + b * ld);
     const Inputs in = prepare(w, x, B, ld, Scratch::room(scratch.half, B * ld), Scratch::room(scratch.sums, B * ld));
     const int64_t least = least_rows(w);
     for (int64_t first, last; work.part(w.N, least, first, last);)
@@ -181,6 +179,7 @@ struct Conv {
   float *x;
   int64_t ldx;
   Numbers w, bias;
+  int64_t activates;
 
   void run(const Work &work) const {
     constexpr int64_t PART = 256;
@@ -189,8 +188,8 @@ struct Conv {
       const int64_t b = i / parts, first = i % parts * PART, last = first + PART < D ? first + PART : D;
       const int64_t at = b * D * taps;
       float *row = x + b * ldx;
-      if (window.half) conv_step(row, row, (bf16 *)window.data + at, w, bias, taps, first, last, true);
-      else conv_step(row, row, (float *)window.data + at, w, bias, taps, first, last, true);
+      if (window.half) conv_step(row, row, (bf16 *)window.data + at, w, bias, taps, first, last, activates);
+      else conv_step(row, row, (float *)window.data + at, w, bias, taps, first, last, activates);
     }
   }
 };
@@ -199,8 +198,9 @@ struct State {
   Stored state;  // (B, H, P, N)
   int64_t H, P, N, G;
   const float *x, *dt;  // rows of [x, B, C] and of dt
-  int64_t ld;
-  Numbers A_log, D, dt_bias;
+  int64_t ld, ld_dt;
+  Numbers A, D, dt_bias;
+  int64_t is_log;  // A is its magnitude's logarithm
   double low, high;
   float *y;  // (B, H P)
 
@@ -208,13 +208,13 @@ struct State {
     for (int64_t i; work.item(work.step.B * H, i);) {
       const int64_t b = i / H, h = i % H, g = h / (H / G);
       const float *row = x + b * ld, *Bs = row + H * P + g * N, *Cs = Bs + G * N;
-      float d = softplus(dt[b * ld + h] + dt_bias.at(h));
+      float d = softplus(dt[b * ld_dt + h] + (dt_bias ? dt_bias.at(h) : 0.0f));
       d = d < (float)low ? (float)low : d > (float)high ? (float)high : d;
-      const float decay = std::exp(-std::exp(A_log.at(h)) * d);
+      const float decay = std::exp((is_log ? -std::exp(A.at(h)) : A.at(h)) * d), skip = D ? D.at(h) : 0.0f;
       float *out = y + (b * H + h) * P;
       const int64_t at = i * P * N;
-      if (state.half) state_step((bf16 *)state.data + at, row + h * P, d, decay, Bs, Cs, D.at(h), P, N, out);
-      else state_step((float *)state.data + at, row + h * P, d, decay, Bs, Cs, D.at(h), P, N, out);
+      if (state.half) state_step((bf16 *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
+      else state_step((float *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
     }
   }
 };
@@ -322,6 +322,19 @@ struct Attend {  // one item is a span of keys for the query heads of one key he
   }
 };
 
+struct Copy {  // y = what a linear layer would read
+  Input input;
+  float *y;
+
+  void run(const Work &work) const {
+    for (int64_t b; work.item(work.step.B, b);) {
+      Scratch::room(scratch.x, input.K + W);
+      input.row(work.step, b, scratch.x.data());
+      memcpy(y + b * input.K, scratch.x.data(), input.K * sizeof(float));
+    }
+  }
+};
+
 // ---- the tape
 
 struct Record {
@@ -343,6 +356,7 @@ struct Record {
       case ANGLES: return as<Angles>(work);
       case HEADS: return as<Heads>(work);
       case ATTEND: return as<Attend>(work);
+      case COPY: return as<Copy>(work);
     }
   }
 };
