@@ -103,6 +103,17 @@ def _tap(w_ptr, d, here, k: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def _filter(w_ptr, bias_ptr, d, here, W: tl.constexpr):
+    """The taps w_0 .. w_3 and the bias of each channel."""
+    w0, w1 = _tap(w_ptr, d, here, 0, W), _tap(w_ptr, d, here, 1, W)
+    w2, w3 = _tap(w_ptr, d, here, 2, W), _tap(w_ptr, d, here, 3, W)
+    bias = tl.zeros(d.shape, tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + d, mask=here, other=0.0).to(tl.float32)
+    return w0, w1, w2, w3, bias
+
+
+@triton.jit
 def _past(x_ptr, initial_ptr, t, d, D, x_l, i_d, i_w, W: tl.constexpr):
     """x_t in float32, from the window before the sequence where t is negative, zero before that."""
     x = tl.load(x_ptr + t * x_l + d, mask=d < tl.where(t >= 0, D, 0), other=0.0).to(tl.float32)
@@ -160,11 +171,7 @@ def _forward(
         initial_ptr += b * i_b
     if starts_ptr is not None:
         starts_ptr += b * L
-    w0, w1 = _tap(w_ptr, d, here, 0, W), _tap(w_ptr, d, here, 1, W)
-    w2, w3 = _tap(w_ptr, d, here, 2, W), _tap(w_ptr, d, here, 3, W)
-    bias = tl.zeros((BLOCK,), tl.float32)
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + d, mask=here, other=0.0).to(tl.float32)
+    w0, w1, w2, w3, bias = _filter(w_ptr, bias_ptr, d, here, W)
     x1, x2, x3 = _history(x_ptr, initial_ptr, starts_ptr, first, d, D, x_l, i_d, i_w, W)
     # what the past adds to this token and the next two: sums, since a loop that hands inputs on is not pipelined
     y0, y1, y2 = w1 * x1 + w2 * x2 + w3 * x3, w2 * x1 + w3 * x2, w3 * x1
@@ -179,6 +186,17 @@ def _forward(
             y *= tl.sigmoid(y)
         tl.store(y_ptr + t * D + d, y, mask=here)
         y0, y1, y2 = y1 + w1 * x, y2 + w2 * x, w3 * x
+
+
+@triton.jit
+def _keep(parts_ptr, dw0, dw1, dw2, dw3, dbias, d, D):
+    """Write a program's part of the gradients of the taps and the bias."""
+    here = d < D
+    tl.store(parts_ptr + d, dw0, mask=here)
+    tl.store(parts_ptr + D + d, dw1, mask=here)
+    tl.store(parts_ptr + 2 * D + d, dw2, mask=here)
+    tl.store(parts_ptr + 3 * D + d, dw3, mask=here)
+    tl.store(parts_ptr + 4 * D + d, dbias, mask=here)
 
 
 @triton.jit
@@ -223,16 +241,11 @@ def _backward(
         dinitial_ptr += b * D * W
     if starts_ptr is not None:
         starts_ptr += b * L
-    w0, w1 = _tap(w_ptr, d, here, 0, W), _tap(w_ptr, d, here, 1, W)
-    w2, w3 = _tap(w_ptr, d, here, 2, W), _tap(w_ptr, d, here, 3, W)
+    w0, w1, w2, w3, bias = _filter(w_ptr, bias_ptr, d, here, W)
     zero = tl.zeros((BLOCK,), tl.float32)
-    bias = zero
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + d, mask=here, other=0.0).to(tl.float32)
     x1, x2, x3 = _history(x_ptr, initial_ptr, starts_ptr, first, d, D, x_l, i_d, i_w, W)
     # dx of the last three tokens, unfinished; whether a document goes on from the last one and two tokens
-    dx1, dx2, dx3 = zero, zero, zero
-    on1, on2 = 1.0, 1.0
+    dx1, dx2, dx3, on1, on2 = zero, zero, zero, 1.0, 1.0
     dw0, dw1, dw2, dw3, dbias = zero, zero, zero, zero, zero
     for i in tl.range(0, own + 3, num_stages=STAGES):
         t = first + i
@@ -250,33 +263,20 @@ def _backward(
             g *= gate * (1.0 + pre * (1.0 - gate))
         # tokens past the stretch are another program's, but finish our dx
         mine = tl.where(i < own, g, 0.0)
-        dbias += mine
-        dw0 += mine * x0
-        dw1 += mine * x1
-        dw2 += mine * x2
-        dw3 += mine * x3
+        dw0, dw1, dbias = dw0 + mine * x0, dw1 + mine * x1, dbias + mine
+        dw2, dw3 = dw2 + mine * x2, dw3 + mine * x3
+        g1, g2, g3 = g, g, g
         if starts_ptr is not None:
-            same1 = tl.where(new, 0.0, 1.0)
-            same2, same3 = same1 * on1, same1 * on2
-            on1, on2 = same1, same2
-            dx1 += w1 * g * same1
-            dx2 += w2 * g * same2
-            dx3 += w3 * g * same3
-        else:
-            dx1 += w1 * g
-            dx2 += w2 * g
-            dx3 += w3 * g
+            on1, on2, on3 = tl.where(new, 0.0, 1.0), tl.where(new, 0.0, on1), tl.where(new, 0.0, on2)
+            g1, g2, g3 = g * on1, g * on2, g * on3
+        dx1, dx2, dx3 = dx1 + w1 * g1, dx2 + w2 * g2, dx3 + w3 * g3
         tl.store(dx_ptr + (t - 3) * D + d, dx3, mask=d < tl.where(i >= 3, D, 0))
         if initial_ptr is not None:
             known = tl.where((t < 3) & (t - 3 > -W), D, 0)
             tl.store(dinitial_ptr + d * W + (W + t - 3), dx3, mask=d < known)
         dx3, dx2, dx1 = dx2, dx1, w0 * g
         x3, x2, x1 = x2, x1, x0
-    tl.store(parts_ptr + d, dw0, mask=here)
-    tl.store(parts_ptr + D + d, dw1, mask=here)
-    tl.store(parts_ptr + 2 * D + d, dw2, mask=here)
-    tl.store(parts_ptr + 3 * D + d, dw3, mask=here)
-    tl.store(parts_ptr + 4 * D + d, dbias, mask=here)
+    _keep(parts_ptr, dw0, dw1, dw2, dw3, dbias, d, D)
 
 
 @triton.jit
