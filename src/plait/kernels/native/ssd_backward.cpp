@@ -239,11 +239,11 @@ struct Backward {
   // from the flows: gradients of the time steps and of the decay rate
   void steps_back(const Steps &steps, int64_t tokens, float through, float A, int64_t row, TD *ddt) {
     // `cut` is what flows across the cut before token t: past the whole chunk or to later tokens, from earlier ones
-    float dA = 0, dbias = 0, earlier[LONGEST], later = through, between = 0;
-    float before = 0;
+    double dA = 0, dbias = 0, earlier[LONGEST], later = through, between = 0;
+    double before = 0;
     for (int64_t t = 0; t < tokens; t++) earlier[t] = before, before += steps.weight[t] * out_flow[t];
     for (int64_t t = tokens - 1; t >= 0; t--) {
-      later += in_flow[t], between += row_flow[t] - steps.dt[t] * column_flow[t];
+      later += in_flow[t], between += row_flow[t] - (double)steps.dt[t] * column_flow[t];
       float cut = earlier[t] + between + later;
       float raw = (column_flow[t] + self_flow[t] + steps.out[t] * out_flow[t] + A * cut) * steps.slope[t];
       dA += steps.dt[t] * cut, dbias += raw;
