@@ -24,7 +24,7 @@ from plait.model.step import step
 from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.norm import add_rms_norm
-from plait.ops.tape import Rounded
+from plait.ops.weights import Rounded
 from plait.precision import RECIPES
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
 from plait.precision.weight_only import hold_as_codes

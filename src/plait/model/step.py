@@ -16,7 +16,8 @@ from plait.model.config import ModelConfig
 from plait.model.layers import KINDS
 from plait.model.layers.attention import KVState
 from plait.ops.dispatch import is_free
-from plait.ops.tape import MOST_ROWS, Rounded, Tape, UnfitError
+from plait.ops.tape import MOST_ROWS, Tape
+from plait.ops.weights import Rounded, UnfitError
 from plait.precision.recipe import PrecisionRecipe
 
 
@@ -75,7 +76,9 @@ def _is_plain(model: Model, ids: Tensor, cache: Cache) -> bool:
     """One known id per row of a cache on a processor, and nobody asks for gradients or for a certain backend."""
     if ids.dim() != 2 or ids.shape[1] != 1 or ids.shape[0] != cache.batch or cache.batch > MOST_ROWS:
         return False
-    if not ids.is_cpu or ids.dtype != torch.int64 or torch.is_grad_enabled() or not is_free():
+    if not ids.is_cpu or ids.dtype != torch.int64 or torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling() or not is_free():
         return False
     n_ids = model.config.vocab_size
     return all(0 <= i < n_ids for (i,) in ids.tolist())
@@ -85,7 +88,7 @@ def _tape(model: Model, cache: Cache) -> Tape | None:
     """The cache's tape, written now if it has none for this model as it is; None if there can be none."""
     if cache.tape is not None and cache.tape[0] is model:
         tape = cache.tape[1]
-        if tape is None or (tape.batch == cache.batch and tape.is_fresh()):
+        if tape is None or (tape.batch == cache.batch and tape.weights.is_fresh()):
             return tape
     cache.tape = (model, _capture(model, cache))
     return cache.tape[1]

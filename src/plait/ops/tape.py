@@ -8,10 +8,6 @@ their files; model/step.py asks for the tape of a cache and runs it.
     h = tape.linear(up_proj, tape.rows(tape.x, norm=norm))
     tape.linear(down_proj, tape.rows(h, activation="relu2"), onto=tape.x)
 
-Weights are read where they lie, so a change of their values shows at the next token. Where they are float32 masters of
-a model that computes in bfloat16, a rounded copy is kept for reading, and made anew when they have changed; training
-drops the copies (half of the masters' size).
-
 Shapes   B rows (at most MOST_ROWS), D channels.
 Numbers  activations float32 from the embedding to the logits, bfloat16 at the input of int4 products and of batches
          where the model computes in it; weights as stored.
@@ -25,20 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from plait.ops.dispatch import native_serves
+from plait.ops.weights import Rounded, UnfitError, Weights
 
 MOST_ROWS = 8
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3}
-MOST_GROUPS = 1024
 Y_AT = 22  # where a linear record says what it writes to
 
 Word = int | float | Tensor | None
-Home = tuple[dict[str, Tensor | None], str]
-# copies of float32 masters in bfloat16, by the layer: the master, its version, the copy
-Rounded = dict[nn.Module, tuple[Tensor, int, Tensor]]
-
-
-class UnfitError(Exception):
-    """This model cannot be written on a tape; the ordinary path serves it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +81,7 @@ class Tape:
         from plait.kernels.native import decode
 
         self._native = decode
-        self.batch, self.compute, self._rounded = batch, compute, rounded
+        self.batch, self.compute, self.weights = batch, compute, Weights(compute, rounded)
         self._words = array("q")
         self._links: list[Link] = []
         # working memory, what of it a layer may still take, and what else must stay alive
@@ -102,18 +90,14 @@ class Tape:
         self._held: list[Tensor] = []
         self._last: Rows | None = None
         self._angles: dict[object, Tensor] = {}
-        # what the records point to: parameters by where a module keeps them
-        self._read: list[Home] = []
-        self._addresses: list[int] = []
-        self._masters: list[tuple[Home, Tensor, int]] = []
 
     # ---- records
 
     def embed(self, module: nn.Module) -> None:
         """Begin: the stream `x` becomes rows of the embedding."""
-        table = self._find(module, "weight")
+        table = self.weights.find(module, "weight")
         self.x = torch.empty(self.batch, table.shape[1])
-        self._record("embed", *self.numbers(module, "weight"), self.x, table.shape[1])
+        self._record("embed", *self.weights.numbers(module, "weight"), self.x, table.shape[1])
 
     def begin_layer(self) -> None:
         """Memory of the layer before may be used again: a layer's first record waits for all threads."""
@@ -127,14 +111,14 @@ class Tape:
         """The same rows after an RMS norm, if there is one, each of `groups` parts by itself."""
         if norm is None:
             return rows
-        return replace(rows, weight=self.numbers(norm, "weight"), groups=groups, eps=float(norm.eps))  # type: ignore[arg-type]
+        return replace(rows, weight=self.weights.numbers(norm, "weight"), groups=groups, eps=float(norm.eps))  # type: ignore[arg-type]
 
     def linear(self, module: nn.Module, rows: Rows, *, onto: Tensor | None = None, final: bool = False) -> Tensor:
         """A linear layer into fresh memory (B, N), onto what is there, or (`final`) into the logits of each call.
 
         Raises: UnfitError for a layer that computes in numbers the kernels do not have.
         """
-        matrix, N, K = self._matrix(module)
+        matrix, N, K = self.weights.matrix(module)
         same = rows is self._last
         y = onto if onto is not None else torch.empty(0) if final else self.memory(N)
         at = self._record(
@@ -142,7 +126,7 @@ class Tape:
             same,
             *(self._native.SOURCES[rows.source], *rows.words(K)),
             *matrix,
-            *self.numbers(module, "bias"),
+            *self.weights.numbers(module, "bias"),
             None if final else y,
             *(N, onto is not None, final and self.compute == torch.bfloat16),
             waits=not same,
@@ -154,9 +138,17 @@ class Tape:
 
     def conv_step(self, x: Tensor, state: object, conv: nn.Module) -> None:
         """The convolution and SiLU over x (B, D), in place; state.conv is (B, D, taps)."""
-        D, taps = self._find(conv, "weight").shape
+        D, taps = self.weights.find(conv, "weight").shape
         at = self._record(
-            "conv", *(0, 0, 0), D, taps, x, x.stride(0), *self.numbers(conv, "weight"), *self.numbers(conv, "bias"), 1
+            "conv",
+            *(0, 0, 0),
+            D,
+            taps,
+            x,
+            x.stride(0),
+            *self.weights.numbers(conv, "weight"),
+            *self.weights.numbers(conv, "bias"),
+            1,
         )
         self._links.append(Link(state, "conv", at))
 
@@ -167,7 +159,7 @@ class Tape:
         H, P, N = state.ssm.shape[1:]  # type: ignore[attr-defined]
         y = self.memory(H * P)
         names = ("A_log", "D", "dt_bias")
-        parameters = [word for name in names for word in self.numbers(mixer, name)]
+        parameters = [word for name in names for word in self.weights.numbers(mixer, name)]
         at = self._record(
             "state",
             *(0, 0, 0),
@@ -202,7 +194,7 @@ class Tape:
         H, K, P = heads
         angles, pairs = self._turning(rotation)
         eps = 0.0 if norms[0] is None else float(norms[0].eps)  # type: ignore[arg-type]
-        scales = [word for norm in norms for word in ((0, 0) if norm is None else self.numbers(norm, "weight"))]
+        scales = [word for norm in norms for word in ((0, 0) if norm is None else self.weights.numbers(norm, "weight"))]
         at = self._record("heads", *(0, 0, 0) * 2, K, P, q, k, v, H, *scales, eps, angles, pairs)
         self._links += [Link(state, "k", at), Link(state, "v", at + 3)]
         parts, seen = map(self.memory, self._native.spans(H, P))
@@ -218,22 +210,7 @@ class Tape:
         self._memory.append(torch.empty(self.batch, n))
         return self._memory[-1]
 
-    def numbers(self, module: nn.Module, name: str) -> tuple[int, int]:
-        """A small parameter as two words, its address and whether it is bfloat16; (0, 0) for None."""
-        if getattr(module, name, None) is None:
-            return 0, 0
-        t = self._find(module, name)
-        if t.dtype not in (torch.float32, torch.bfloat16):
-            raise UnfitError
-        return self._address(module, name, t), int(t.dtype == torch.bfloat16)
-
     # ---- use
-
-    def is_fresh(self) -> bool:
-        """Whether all parameters are where they were, and the masters of rounded copies unchanged."""
-        return [home[name].data_ptr() for home, name in self._read] == self._addresses and all(  # type: ignore[union-attr]
-            home[name] is t and _version(t) == version for (home, name), t, version in self._masters
-        )
 
     def follow(self) -> None:
         """Find the states' tensors where they are now; UnfitError if one has taken another form."""
@@ -291,60 +268,3 @@ class Tape:
             self._angles[key] = table
             self._held.append(frequencies)
         return self._angles[key], pairs
-
-    def _matrix(self, module: nn.Module) -> tuple[tuple[Word, ...], int, int]:
-        """A linear layer's weights as the words of gemv.h's Matrix, and its sizes N and K."""
-        rounds = self.compute == torch.bfloat16
-        if getattr(module, "codes", None) is not None:
-            codes, scales = self._find(module, "codes"), self._find(module, "scales")
-            bits, group = int(module.bits), int(module.group)  # type: ignore[arg-type]
-            N, K = codes.shape[0], codes.shape[1] * 8 // bits
-            if K % 64 or group < 32 or group & (group - 1) or K // group > MOST_GROUPS or scales.dtype != torch.float16:
-                raise UnfitError
-            addresses = [
-                0 if getattr(module, name, None) is None else self._address(module, name, self._find(module, name))
-                for name in ("codes", "scales", "zeros")
-            ]
-            return (*addresses, FORMATS[bits], group, N, K, rounds), N, K
-        number_format = getattr(module, "number_format", None)
-        if number_format is not None and (number_format.weight or number_format.input):
-            raise UnfitError
-        w = self._find(module, "weight")
-        if w.dtype not in (torch.float32, torch.bfloat16):
-            raise UnfitError
-        N, K = w.shape
-        if w.dtype == torch.float32 and rounds:
-            address, stored = self._round(module, w).data_ptr(), torch.bfloat16
-        else:
-            address, stored = self._address(module, "weight", w), w.dtype
-        return (address, None, None, FORMATS[stored], 0, N, K, rounds), N, K
-
-    def _round(self, module: nn.Module, w: Tensor) -> Tensor:
-        version = _version(w)
-        source, old, copy = self._rounded.get(module, (None, -1, w))
-        if source is not w or old != version:
-            copy = w.detach().to(torch.bfloat16)
-            self._rounded[module] = (w, version, copy)
-        self._masters.append(((_home(module, "weight"), "weight"), w, version))
-        self._held.append(copy)
-        return copy
-
-    def _find(self, module: nn.Module, name: str) -> Tensor:
-        t = _home(module, name).get(name)
-        if type(t) not in (Tensor, nn.Parameter) or not t.is_cpu or not t.is_contiguous():  # type: ignore[union-attr]
-            raise UnfitError
-        return t  # type: ignore[return-value]
-
-    def _address(self, module: nn.Module, name: str, t: Tensor) -> int:
-        self._read.append((_home(module, name), name))
-        self._addresses.append(t.data_ptr())
-        return t.data_ptr()
-
-
-def _home(module: nn.Module, name: str) -> dict[str, Tensor | None]:
-    return module._parameters if name in module._parameters else module._buffers  # type: ignore[return-value]
-
-
-def _version(t: Tensor) -> int:
-    # tensors made in inference mode cannot change outside of it
-    return 0 if t.is_inference() else t._version

@@ -13,7 +13,7 @@ constexpr float LOWEST = -1e30f;
 static inline vf fold(vf a, vf b) {
   vi even, odd;
   for (int i = 0; i < W; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
-  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+  return pick(a, b, even) + pick(a, b, odd);
 }
 // lane i becomes the sum of v[i]
 static inline vf sums(vf (&v)[W]) {

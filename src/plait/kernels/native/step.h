@@ -39,7 +39,7 @@ static inline vf conv_four(const float *x, T *window, const Numbers &w, int64_t 
   for (int part = 0; part < 4; part++) {
     vi from;  // the next lane of the window, or the channel's new input
     for (int i = 0; i < W; i++) from[i] = i % 4 < 3 ? i + 1 : W + part * (W / 4) + i / 4;
-    const vf next = __builtin_shuffle(load(window + part * W), fresh, from);
+    const vf next = pick(load(window + part * W), fresh, from);
     store(window + part * W, next);
     store(products + part * W, next * w.from(at + part * W));
   }

@@ -146,3 +146,14 @@ template <typename T>
 static inline void put(T *p, vf v, int n) {
   n == W ? store(p, v) : store_some(p, v, n);
 }
+
+// lane i is a[index[i]] where the index is below W, else b[index[i] - W]
+static inline vf pick(vf a, vf b, vi index) {
+#if defined(__clang__)
+  vf v;
+  for (int i = 0; i < W; i++) v[i] = index[i] < W ? a[index[i]] : b[index[i] - W];
+  return v;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}

@@ -1,0 +1,326 @@
+// What a tape can do: one struct per operation, its members in the order in which Python writes them, eight bytes each.
+//
+// Threads take work in pieces from a counter that they share. What is cheap (norms, gates, the merging of attention's
+// spans) every thread computes for itself at the start of the linear layer that reads it: one barrier less. Activations
+// are float32, (B, width) each.
+#pragma once
+#include "gemv.h"
+// gemv.h first: it silences gcc 12 about its own headers
+#include <vector>
+
+#include "attend.h"
+#include "step.h"
+
+constexpr int64_t MOST_SPANS = 16;  // of keys, that threads share
+constexpr int64_t SPAN = 256;       // keys of a span at least
+
+// what is known when a token comes
+struct Step {
+  int64_t B;
+  const int64_t *ids, *positions;  // (B,)
+  const uint8_t *mask;             // (B, S) or null
+  int64_t S;                       // keys, the new one included
+  int64_t n_threads;
+
+  int64_t span() const {
+    int64_t even = (S + MOST_SPANS - 1) / MOST_SPANS;
+    return even < SPAN ? SPAN : (even + KEYS - 1) / KEYS * KEYS;
+  }
+  int64_t spans() const { return (S + span() - 1) / span(); }
+};
+
+// a thread's own memory, kept between tokens
+struct Scratch {
+  std::vector<float> x, sums, q;
+  std::vector<bf16> half;
+  template <typename T>
+  static T *room(std::vector<T> &v, int64_t n) {
+    if ((int64_t)v.size() < n) v.resize(n);
+    return v.data();
+  }
+};
+static thread_local Scratch scratch;
+
+// a tensor that the cache may replace: Python follows it from token to token
+struct Stored {
+  void *data;
+  int64_t half, room;  // room: its third size, for keys how many there is room for
+};
+
+struct Work {
+  int64_t *next;  // how many items have been taken
+  const Step &step;
+
+  bool item(int64_t n, int64_t &i) const { return (i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n; }
+  bool part(int64_t n, int64_t least, int64_t &first, int64_t &last) const {
+    return take(next, n, least, step.n_threads, first, last);
+  }
+};
+
+// ---- x = rows of the embedding
+
+struct Embed {
+  Numbers table;
+  float *x;
+  int64_t D;
+
+  void run(const Work &work) const {
+    for (int64_t b; work.item(work.step.B, b);)
+      for (int64_t i = 0; i < D; i++) x[b * D + i] = table.at(work.step.ids[b] * D + i);
+  }
+};
+
+// ---- y = linear(input) + bias, or y += that
+
+enum Source : int64_t { PLAIN, RELU2, SILU_GATE, RELU2_GATE, MERGE };
+
+// what a linear layer reads: x, activated, gated by z or merged from attention's spans; then a norm in groups
+struct Input {
+  int64_t source;
+  const float *x, *z;
+  int64_t ldx, ldz, K;
+  int64_t head;  // MERGE: size of a head
+  Numbers norm;
+  int64_t groups;
+  double eps;
+
+  vf at(const float *row, const float *gate, int64_t k) const {
+    vf v = load(row + k);
+    if (source == PLAIN) return v;
+    if (source == SILU_GATE) return v * silu(load(gate + k));
+    vf r = larger(source == RELU2 ? v : load(gate + k), vf{});
+    return source == RELU2 ? r * r : r * r * v;
+  }
+  void merge(const Step &step, int64_t b, float *to) const {
+    const int64_t H = K / head, spans = step.spans(), ld = (head + W - 1) / W * W;
+    const Seen *seen = (const Seen *)z + b * H * MOST_SPANS;
+    for (int64_t h = 0; h < H; h++, seen += MOST_SPANS) {
+      float largest = LOWEST, total = 0, share[MOST_SPANS];
+      for (int64_t s = 0; s < spans; s++) largest = seen[s].largest > largest ? seen[s].largest : largest;
+      for (int64_t s = 0; s < spans; s++) total += seen[s].total * (share[s] = std::exp(seen[s].largest - largest));
+      for (int64_t i = 0; i < head; i++) {
+        float sum = 0;
+        for (int64_t s = 0; s < spans; s++) sum += share[s] * x[((b * H + h) * MOST_SPANS + s) * ld + i];
+        to[h * head + i] = total > 0 ? sum / total : 0;  // a row of padding sees nothing
+      }
+    }
+  }
+  void normalise(float *x) const {
+    const int64_t D = K / groups;
+    for (int64_t g = 0; g < groups; g++) {
+      float *row = x + g * D;
+      vf squares = {};
+      int64_t i = 0;
+      for (; i + W <= D; i += W) squares += load(row + i) * load(row + i);
+      float square = sum(squares);
+      for (; i < D; i++) square += row[i] * row[i];
+      const float scale = 1.0f / std::sqrt(square / D + (float)eps);
+      for (i = 0; i + W <= D; i += W) store(row + i, load(row + i) * scale * norm.from(g * D + i));
+      for (; i < D; i++) row[i] *= scale * norm.at(g * D + i);
+    }
+  }
+  // one row; `to` has room for a vector beyond K
+  void row(const Step &step, int64_t b, float *to) const {
+    const float *from = x + b * ldx, *gate = z + b * ldz;
+    if (source == MERGE) merge(step, b, to);
+    else {
+      int64_t k = 0;
+      for (; k + W <= K; k += W) store(to + k, at(from, gate, k));
+      if (k < K) {
+        float last[W] = {}, last_gate[W] = {};
+        memcpy(last, from + k, (K - k) * sizeof(float));
+        if (z) memcpy(last_gate, gate + k, (K - k) * sizeof(float));
+        store_some(to + k, at(last, last_gate, 0), K - k);
+      }
+    }
+    if (groups) normalise(to);
+  }
+};
+
+struct Linear {
+  int64_t same;  // as the operation before reads: it is ready
+  Input input;
+  Matrix w;
+  Numbers bias;
+  void *y;
+  int64_t ldy, adds, half;
+
+  void run(const Work &work) const {
+    const int64_t B = work.step.B, ld = (w.K + 63) / 64 * 64 + W;
+    float *x = Scratch::room(scratch.x, B * ld);
+    for (int64_t b = 0; b < B && !same; b++) input.row(work.step, b, x + b * ld);
+    const Inputs in = prepare(w, x, B, ld, Scratch::room(scratch.half, B * ld), Scratch::room(scratch.sums, B * ld));
+    const int64_t least = least_rows(w);
+    for (int64_t first, last; work.part(w.N, least, first, last);)
+      multiply(w, first, last, in, [&](int64_t b, int64_t n, float value) {
+        if (bias) value += bias.at(n);
+        if (half) store1((bf16 *)y + b * ldy + n, value);
+        else if (adds) ((float *)y)[b * ldy + n] += value;
+        else ((float *)y)[b * ldy + n] = value;
+      });
+  }
+};
+
+// ---- Mamba-2: see step.h
+
+struct Conv {
+  Stored window;  // (B, D, taps)
+  int64_t D, taps;
+  float *x;
+  int64_t ldx;
+  Numbers w, bias;
+  int64_t activates;
+
+  void run(const Work &work) const {
+    constexpr int64_t PART = 256;
+    const int64_t parts = (D + PART - 1) / PART;
+    for (int64_t i; work.item(work.step.B * parts, i);) {
+      const int64_t b = i / parts, first = i % parts * PART, last = first + PART < D ? first + PART : D;
+      const int64_t at = b * D * taps;
+      float *row = x + b * ldx;
+      if (window.half) conv_step(row, row, (bf16 *)window.data + at, w, bias, taps, first, last, activates);
+      else conv_step(row, row, (float *)window.data + at, w, bias, taps, first, last, activates);
+    }
+  }
+};
+
+struct State {
+  Stored state;  // (B, H, P, N)
+  int64_t H, P, N, G;
+  const float *x, *dt;  // rows of [x, B, C] and of dt
+  int64_t ld, ld_dt;
+  Numbers A, D, dt_bias;
+  int64_t is_log;  // A is its magnitude's logarithm
+  double low, high;
+  float *y;  // (B, H P)
+
+  void run(const Work &work) const {
+    for (int64_t i; work.item(work.step.B * H, i);) {
+      const int64_t b = i / H, h = i % H, g = h / (H / G);
+      const float *row = x + b * ld, *Bs = row + H * P + g * N, *Cs = Bs + G * N;
+      float d = softplus(dt[b * ld_dt + h] + (dt_bias ? dt_bias.at(h) : 0.0f));
+      d = d < (float)low ? (float)low : d > (float)high ? (float)high : d;
+      const float decay = std::exp((is_log ? -std::exp(A.at(h)) : A.at(h)) * d), skip = D ? D.at(h) : 0.0f;
+      float *out = y + (b * H + h) * P;
+      const int64_t at = i * P * N;
+      if (state.half) state_step((bf16 *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
+      else state_step((float *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
+    }
+  }
+};
+
+// ---- attention: see attend.h
+
+struct Angles {  // cosines and sines (B, 2 d / 2) of the new positions
+  const float *frequencies;
+  float *table;
+  int64_t pairs;
+  double temperature;
+
+  void run(const Work &work) const {
+    for (int64_t b; work.item(work.step.B, b);)
+      for (int64_t i = 0; i < pairs; i++) {
+        const float angle = (float)work.step.positions[b] * frequencies[i];
+        table[b * 2 * pairs + i] = std::cos(angle) * (float)temperature;
+        table[(b * 2 + 1) * pairs + i] = std::sin(angle) * (float)temperature;
+      }
+  }
+};
+
+struct KV {
+  Stored k, v;  // (B, K, room, P)
+  int64_t K, P;
+
+  template <typename T>
+  T *keys(int64_t b, int64_t head) const { return (T *)k.data + (b * K + head) * k.room * P; }
+  template <typename T>
+  T *values(int64_t b, int64_t head) const { return (T *)v.data + (b * K + head) * v.room * P; }
+};
+
+struct Heads {  // q and k: norm and rotation, in place; k and v go into the cache
+  KV kv;
+  float *q, *k, *v;
+  int64_t H;
+  Numbers q_norm, k_norm;
+  double eps;
+  const float *angles;  // or null
+  int64_t pairs;
+
+  template <typename T>
+  static void put(const float *from, T *to, int64_t n) {
+    for (int64_t i = 0; i < n; i++) store1(to + i, from[i]);
+  }
+  void turn(float *x, const Numbers &norm, int64_t b) const {
+    if (norm) {
+      float square = 0;
+      for (int64_t i = 0; i < kv.P; i++) square += x[i] * x[i];
+      const float scale = 1.0f / std::sqrt(square / kv.P + (float)eps);
+      for (int64_t i = 0; i < kv.P; i++) x[i] *= scale * norm.at(i);
+    }
+    const float *cosines = angles + b * 2 * pairs, *sines = cosines + pairs;
+    for (int64_t i = 0; i < pairs && angles; i++) {
+      const float u = x[i], w = x[i + pairs];
+      x[i] = u * cosines[i] - w * sines[i];
+      x[i + pairs] = w * cosines[i] + u * sines[i];
+    }
+  }
+  void run(const Work &work) const {
+    const int64_t each = H + kv.K, at = (work.step.S - 1) * kv.P;
+    for (int64_t i; work.item(work.step.B * each, i);) {
+      const int64_t b = i / each, h = i % each;
+      if (h < H) {
+        turn(q + (b * H + h) * kv.P, q_norm, b);
+        continue;
+      }
+      const int64_t head = h - H;
+      float *key = k + (b * kv.K + head) * kv.P, *value = v + (b * kv.K + head) * kv.P;
+      turn(key, k_norm, b);
+      if (kv.k.half) put(key, kv.keys<bf16>(b, head) + at, kv.P), put(value, kv.values<bf16>(b, head) + at, kv.P);
+      else put(key, kv.keys<float>(b, head) + at, kv.P), put(value, kv.values<float>(b, head) + at, kv.P);
+    }
+  }
+};
+
+struct Attend {  // one item is a span of keys for the query heads of one key head
+  KV kv;
+  const float *q;
+  int64_t H;
+  float *out;  // (B, H, MOST_SPANS, P rounded up)
+  Seen *seen;  // (B, H, MOST_SPANS)
+
+  void run(const Work &work) const {
+    const Step &step = work.step;
+    const int64_t spans = step.spans(), span = step.span(), group = H / kv.K, P = kv.P, ld = (P + W - 1) / W * W;
+    const float scale = 1.0f / std::sqrt((float)P);
+    std::vector<Seen> some(group);
+    for (int64_t i; work.item(step.B * kv.K * spans, i);) {
+      const int64_t s = i % spans, head = i / spans % kv.K, b = i / spans / kv.K;
+      const int64_t first = s * span, last = first + span < step.S ? first + span : step.S;
+      const uint8_t *mask = step.mask ? step.mask + b * step.S : nullptr;
+      float *queries = Scratch::room(scratch.q, 2 * group * ld), *sums = queries + group * ld;
+      memset(queries, 0, group * ld * sizeof(float));
+      for (int64_t a = 0; a < group; a++)
+        for (int64_t p = 0; p < P; p++) queries[a * ld + p] = q[(b * H + head * group + a) * P + p] * scale;
+      if (kv.k.half) attend(queries, group, ld, kv.keys<bf16>(b, head), kv.values<bf16>(b, head), P, first, last, mask, sums, some.data());
+      else attend(queries, group, ld, kv.keys<float>(b, head), kv.values<float>(b, head), P, first, last, mask, sums, some.data());
+      for (int64_t a = 0; a < group; a++) {
+        const int64_t at = (b * H + head * group + a) * MOST_SPANS + s;
+        memcpy(out + at * ld, sums + a * ld, P * sizeof(float));
+        seen[at] = some[a];
+      }
+    }
+  }
+};
+
+struct Copy {  // y = what a linear layer would read
+  Input input;
+  float *y;
+
+  void run(const Work &work) const {
+    for (int64_t b; work.item(work.step.B, b);) {
+      Scratch::room(scratch.x, input.K + W);
+      input.row(work.step, b, scratch.x.data());
+      memcpy(y + b * input.K, scratch.x.data(), input.K * sizeof(float));
+    }
+  }
+};

@@ -1,0 +1,105 @@
+"""Where the weights lie that a tape reads: found once as addresses, and whether they are still there.
+
+Weights are read in place, so a change of their values shows at the next token. Where they are float32 masters of a
+model that computes in bfloat16, a rounded copy is kept for reading, and made anew when they have changed; training
+drops the copies (half of the masters' size).
+"""
+
+import torch
+from torch import Tensor, nn
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3}
+MOST_GROUPS = 1024  # scales of a row
+
+Home = tuple[dict[str, Tensor | None], str]
+# copies of float32 masters in bfloat16, by the layer: the master, its version, the copy
+Rounded = dict[nn.Module, tuple[Tensor, int, Tensor]]
+
+
+class UnfitError(Exception):
+    """This model cannot be written on a tape; the ordinary path serves it."""
+
+
+class Weights:
+    """Addresses of parameters as the words of decode.cpp and gemv.h."""
+
+    def __init__(self, compute: torch.dtype, rounded: Rounded) -> None:
+        self._compute, self._rounded = compute, rounded
+        # parameters by where their modules keep them
+        self._read: list[Home] = []
+        self._addresses: list[int] = []
+        self._masters: list[tuple[Home, Tensor, int]] = []
+        self._copies: list[Tensor] = []
+
+    def is_fresh(self) -> bool:
+        """Whether all parameters are where they were, and the masters of rounded copies unchanged."""
+        return [home[name].data_ptr() for home, name in self._read] == self._addresses and all(  # type: ignore[union-attr]
+            home[name] is t and _version(t) == version for (home, name), t, version in self._masters
+        )
+
+    def numbers(self, module: nn.Module, name: str) -> tuple[int, int]:
+        """A small parameter as two words, its address and whether it is bfloat16; (0, 0) for None."""
+        if getattr(module, name, None) is None:
+            return 0, 0
+        t = self.find(module, name)
+        if t.dtype not in (torch.float32, torch.bfloat16):
+            raise UnfitError
+        return self._address(module, name, t), int(t.dtype == torch.bfloat16)
+
+    def matrix(self, module: nn.Module) -> tuple[tuple[int, ...], int, int]:
+        """A linear layer's weights as the words of gemv.h's Matrix, and its sizes N and K."""
+        rounds = self._compute == torch.bfloat16
+        if getattr(module, "codes", None) is not None:
+            codes, scales = self.find(module, "codes"), self.find(module, "scales")
+            bits, group = int(module.bits), int(module.group)  # type: ignore[arg-type]
+            N, K = codes.shape[0], codes.shape[1] * 8 // bits
+            if K % 64 or group < 32 or group & (group - 1) or K // group > MOST_GROUPS or scales.dtype != torch.float16:
+                raise UnfitError
+            addresses = [
+                0 if getattr(module, name, None) is None else self._address(module, name, self.find(module, name))
+                for name in ("codes", "scales", "zeros")
+            ]
+            return (*addresses, FORMATS[bits], group, N, K, rounds), N, K
+        number_format = getattr(module, "number_format", None)
+        if number_format is not None and (number_format.weight or number_format.input):
+            raise UnfitError
+        w = self.find(module, "weight")
+        if w.dtype not in (torch.float32, torch.bfloat16):
+            raise UnfitError
+        N, K = w.shape
+        if w.dtype == torch.float32 and rounds:
+            address, stored = self._round(module, w).data_ptr(), torch.bfloat16
+        else:
+            address, stored = self._address(module, "weight", w), w.dtype
+        return (address, 0, 0, FORMATS[stored], 0, N, K, rounds), N, K
+
+    def _round(self, module: nn.Module, w: Tensor) -> Tensor:
+        version = _version(w)
+        source, old, copy = self._rounded.get(module, (None, -1, w))
+        if source is not w or old != version:
+            copy = w.detach().to(torch.bfloat16)
+            self._rounded[module] = (w, version, copy)
+        self._masters.append(((_home(module, "weight"), "weight"), w, version))
+        self._copies.append(copy)
+        return copy
+
+    def find(self, module: nn.Module, name: str) -> Tensor:
+        """A parameter or buffer; UnfitError unless it is a plain, contiguous tensor on the CPU."""
+        t = _home(module, name).get(name)
+        if type(t) not in (Tensor, nn.Parameter) or not t.is_cpu or not t.is_contiguous():  # type: ignore[union-attr]
+            raise UnfitError
+        return t  # type: ignore[return-value]
+
+    def _address(self, module: nn.Module, name: str, t: Tensor) -> int:
+        self._read.append((_home(module, name), name))
+        self._addresses.append(t.data_ptr())
+        return t.data_ptr()
+
+
+def _home(module: nn.Module, name: str) -> dict[str, Tensor | None]:
+    return module._parameters if name in module._parameters else module._buffers  # type: ignore[return-value]
+
+
+def _version(t: Tensor) -> int:
+    # tensors made in inference mode cannot change outside of it
+    return 0 if t.is_inference() else t._version
