@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
+from tests.kernels.native.gradients import assert_equals_reference
 from torch import Tensor
 
 from plait.ops.conv import causal_conv1d
-from tests.kernels.native.gradients import assert_equals_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

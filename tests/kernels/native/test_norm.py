@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
+from tests.kernels.native.gradients import assert_equals_reference
 from torch import Tensor
 
 from plait.ops.norm import gated_rmsnorm, rms_norm
-from tests.kernels.native.gradients import assert_equals_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 
