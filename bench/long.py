@@ -30,7 +30,7 @@ from plait.report import Report
 
 PATTERN = "M-MMM-MM*M-MMM-MMM"
 VOCABULARY = 256  # bytes
-KV = ("k", "v")
+KV = (".k", ".v")
 
 
 def config(d_model: int = 384) -> ModelConfig:

@@ -63,6 +63,7 @@ def test_on_a_cpu_compilation_is_left_off_unless_asked_for(monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # the C++ compiler takes minutes where others are busy
 def test_compiled_blocks_give_the_same_gradients() -> None:
     model, ids = tiny_model("M*-"), torch.randint(0, 64, (2, 19))
     names = list(model.state_dict())
