@@ -7,12 +7,14 @@ import pytest
 from plait.kernels.native import library
 
 
-@pytest.fixture(params=["avx512", "avx2", "neon"])
+# what runs an AVX-512 build runs an AVX2 build too
+RUNS = {"avx512": ["avx512", "avx2"], "": ["none"]}
+
+
+@pytest.fixture(params=RUNS.get(library.target(), [library.target()]))
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Make the kernels' loader take one build, as on a processor of that kind."""
-    wanted, best = request.param, library.target()
-    if wanted != best and not (best == "avx512" and wanted == "avx2"):
-        pytest.skip(f"this processor cannot run {wanted}; it has {best or 'none of ours'}")
+    wanted = request.param
     if not (library.FOLDER / f"activation_{wanted}.so").is_file():
         pytest.skip("the native kernels are not compiled: no C++ compiler when plait was installed")
     monkeypatch.setattr(library, "target", lambda: wanted)
