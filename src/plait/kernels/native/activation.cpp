@@ -1,15 +1,17 @@
 // Squared ReLU, y = max(x, 0)^2, and its gradient, dx = 2 max(x, 0) dy: one pass over memory each.
 #include "vec.h"
 
+static inline vf positive(vf x) { return x < 0 ? vf{} : x; }  // a NaN stays one
+
 template <typename T>
 static void forward(const T *x, T *y, int64_t n) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < n / W; i++) {
-    vf r = larger(load(x + i * W), vf{});
+    vf r = positive(load(x + i * W));
     store(y + i * W, r * r);
   }
   if (int64_t done = n / W * W; done < n) {
-    vf r = larger(load_some(x + done, n - done), vf{});
+    vf r = positive(load_some(x + done, n - done));
     store_some(y + done, r * r, n - done);
   }
 }
@@ -18,9 +20,9 @@ template <typename T>
 static void backward(const T *x, const T *dy, T *dx, int64_t n) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < n / W; i++)
-    store(dx + i * W, 2.0f * larger(load(x + i * W), vf{}) * load(dy + i * W));
+    store(dx + i * W, 2.0f * positive(load(x + i * W)) * load(dy + i * W));
   if (int64_t done = n / W * W; done < n)
-    store_some(dx + done, 2.0f * larger(load_some(x + done, n - done), vf{}) * load_some(dy + done, n - done), n - done);
+    store_some(dx + done, 2.0f * positive(load_some(x + done, n - done)) * load_some(dy + done, n - done), n - done);
 }
 
 extern "C" void squared_relu(int64_t half, const void *x, void *y, int64_t n) {
