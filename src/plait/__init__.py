@@ -1,5 +1,6 @@
 """Plait builds, trains, compresses, exports and serves hybrid Mamba-Transformer language models."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from plait.formats.checkpoint import load, save
     from plait.model.config import ModelConfig
     from plait.model.hybrid import build
+
+# tensors in large pages: bfloat16 weights are read a fifth faster (LOG.md). PyTorch looks at its first allocation
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "ModelConfig", "Sampling", "build", "load", "ops", "quant", "save"]
