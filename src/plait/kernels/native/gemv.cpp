@@ -11,11 +11,11 @@
 template <typename T>
 static void linear(const Matrix &w, const T *x, int64_t B, const T *bias, T *y) {
   const int64_t ld = w.K + 64;
-  std::vector<float> wide(B * ld), sums(w.zeros ? B * ld : 0);
-  std::vector<bf16> half(uses_half(w, B) ? B * ld : 0);
+  std::vector<float> wide(B * ld), sums(B * ld);
+  std::vector<bf16> low(B * ld);
   for (int64_t b = 0; b < B; b++)
     for (int64_t k = 0; k < w.K; k++) wide[b * ld + k] = load1(x + b * w.K + k);
-  const Inputs in = prepare(w, wide.data(), B, ld, half.data(), sums.data());
+  const Inputs in = prepare(w, wide.data(), B, ld, low.data(), sums.data());
   const int64_t least = least_rows(w);
   int64_t next = 0;
 #pragma omp parallel

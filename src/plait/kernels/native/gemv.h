@@ -1,12 +1,14 @@
 // y = W x for one to eight x at a time: weights as they are stored, read once, at the speed of memory.
 //
-// The rows of W stream through one after the other; each meets all x before the next one comes. Weights of 8 and 4 bits come in blocks of 64 columns with a scale per group of 32, 64 or 128:
+// The rows of W stream through one after the other; each meets all x before the next one comes. Weights of 8 and 4 bits
+// come in blocks of 64 columns with a scale per group of 32, 64 or 128:
 //
 //     int8   w = scale * (code - zero),   codes int8 without zeros, uint8 with them
 //     int4   byte j of a block holds column j in its low half and column 32 + j in its high half; zero is 8 unless given
 //
 // Sums of 32 products are scaled, not single weights; the zeros' part is scale * zero * (sum of x over the group).
-// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs.
+// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs, and int8
+// with x in 16-bit steps of each group's largest value, exact in 32 bits.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
 // gcc 12 warns of its own intrinsics, which leave unused lanes undefined
@@ -32,17 +34,21 @@ struct Matrix {
 // B inputs, made ready once for all rows
 struct Inputs {
   const float *x;  // (B, ld)
-  const bf16 *half;  // (B, ld) the same in bfloat16, where `uses_half`
-  const float *sums;  // (B, ld) sums over groups, where there are zeros
+  const bf16 *half;      // (B, ld) the same in bfloat16, where `uses_half`
+  const int16_t *fixed;  // (B, ld) the same in steps, where `uses_fixed`
+  const float *steps;    // (B, ld) the size of a step of each group
+  const float *sums;     // (B, ld) sums over groups, where there are zeros
   int64_t B, ld;
 };
 
-#if defined(__AVX512BF16__)
-static inline bool uses_half(const Matrix &w, int64_t B) {
-  return w.rounds && (w.format == INT4 || (w.format == BF16 && B > 1 && w.K % 32 == 0));
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+static inline bool uses_half(const Matrix &w) {
+  return w.rounds && (w.format == INT4 || (w.format == BF16 && w.K % 32 == 0));
 }
+static inline bool uses_fixed(const Matrix &w) { return w.rounds && w.format == INT8; }
 #else
-static inline bool uses_half(const Matrix &, int64_t) { return false; }
+static inline bool uses_half(const Matrix &) { return false; }
+static inline bool uses_fixed(const Matrix &) { return false; }
 #endif
 
 constexpr int MOST_GROUPS = 1024;      // K / group at most
@@ -166,12 +172,66 @@ static inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_loadu_si51
 
 template <int B>
 static inline void plain_pairs(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, float (&y)[B]) {
-  __m512 acc[B] = {};
-  for (int64_t k = 0; k < K; k += 32) {
-    ask(w + k);
-    for (int b = 0; b < B; b++) acc[b] = _mm512_dpbf16_ps(acc[b], pairs(w + k), pairs(x + b * ld + k));
+  constexpr int U = lanes_apart(B);
+  __m512 acc[B][U] = {};
+  int64_t k = 0;
+  for (; k + 32 * U <= K; k += 32 * U)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) {
+      const int64_t at = k + 32 * u;
+      ask(w + at);
+      for (int b = 0; b < B; b++) acc[b][u] = _mm512_dpbf16_ps(acc[b][u], pairs(w + at), pairs(x + b * ld + at));
+    }
+  for (; k < K; k += 32)
+    for (int b = 0; b < B; b++) acc[b][0] = _mm512_dpbf16_ps(acc[b][0], pairs(w + k), pairs(x + b * ld + k));
+  for (int b = 0; b < B; b++) {
+    vf apart[U];
+    for (int u = 0; u < U; u++) apart[u] = (vf)acc[b][u];
+    y[b] = total(apart);
   }
-  for (int b = 0; b < B; b++) y[b] = sum((vf)acc[b]);
+}
+
+// codes as 16-bit numbers, those with zeros around 128
+template <bool ZEROS>
+static inline __m512i words(const uint8_t *p) {
+  const __m256i v = _mm256_loadu_si256((const __m256i *)p);
+  return ZEROS ? _mm512_sub_epi16(_mm512_cvtepu8_epi16(v), _mm512_set1_epi16(128)) : _mm512_cvtepi8_epi16(v);
+}
+
+// sums of a group: 64 products a lane of at most 2^7 2^15, well inside 32 bits
+template <int B, bool ZEROS>
+static inline void int8_fixed(const uint8_t *w, int64_t K, int64_t group, const float *scales, const int16_t *x,
+                              const float *steps, int64_t ld, float (&y)[B]) {
+  vf acc[B] = {};
+  for (int64_t k = 0, g = 0; k < K; k += group, g++) {
+    __m512i part[B] = {};
+    for (int64_t i = k; i < k + group; i += 32) {
+      ask(w + i);
+      const __m512i codes = words<ZEROS>(w + i);
+      for (int b = 0; b < B; b++)
+        part[b] = _mm512_dpwssd_epi32(part[b], codes, _mm512_loadu_si512(x + b * ld + i));
+    }
+    for (int b = 0; b < B; b++) acc[b] += (vf)_mm512_cvtepi32_ps(part[b]) * (scales[g] * steps[b * ld + g]);
+  }
+  for (int b = 0; b < B; b++) y[b] = sum(acc[b]);
+}
+
+// x in steps; what is no number makes its group's step none
+static inline void to_fixed(const float *x, int64_t K, int64_t group, int16_t *fixed, float *steps) {
+  for (int64_t k = 0, g = 0; k < K; k += group, g++) {
+    vf most = {}, seen = {};
+    for (int64_t i = k; i < k + group; i += W) {
+      const vf v = load(x + i);
+      most = larger(most, larger(v, -v));
+      seen += v * 0.0f;
+    }
+    const float largest = max(most);
+    steps[g] = largest / 32767.0f + sum(seen);
+    const float inverse = largest > 0 ? 32767.0f / largest : 0;
+    for (int64_t i = k; i < k + group; i += W)
+      _mm256_storeu_si256((__m256i *)(fixed + i),
+                          _mm512_cvtepi32_epi16(_mm512_cvtps_epi32((__m512)(load(x + i) * inverse))));
+  }
 }
 
 // -8 ... 7 in bfloat16, twice: bit 4 of an index does not matter
@@ -212,6 +272,12 @@ static inline void one_row(const Matrix &w, int64_t n, const Inputs &in, int64_t
     const bf16 *half = in.half + b * in.ld;
     if (w.format == BF16) return plain_pairs<B>((const bf16 *)p, w.K, half, in.ld, y);
     return int4_pairs<B>(p, w.K, scales, shift, half, in.ld, y);
+  }
+  if (in.fixed) {
+    const int16_t *fixed = in.fixed + b * in.ld;
+    const float *steps = in.steps + b * in.ld;
+    if (w.zeros) return int8_fixed<B, true>(p, w.K, w.group, scales, fixed, steps, in.ld, y);
+    return int8_fixed<B, false>(p, w.K, w.group, scales, fixed, steps, in.ld, y);
   }
 #endif
   if (w.format == FP32) return plain<B>((const float *)p, w.K, x, in.ld, y);
@@ -254,24 +320,29 @@ static inline void multiply(const Matrix &w, int64_t first, int64_t last, const 
   }
 }
 
-// the derived forms of x that `multiply` reads; half and sums have room for (B, ld)
-static inline Inputs prepare(const Matrix &w, const float *x, int64_t B, int64_t ld, bf16 *half, float *sums) {
-  bool halves = uses_half(w, B);
-  for (int64_t b = 0; b < B && halves; b++) {
+// the derived forms of x that `multiply` reads; `low` has room for (B, ld) 16-bit numbers, sums for (B, ld)
+static inline Inputs prepare(const Matrix &w, const float *x, int64_t B, int64_t ld, void *low, float *sums) {
+  bf16 *half = uses_half(w) ? (bf16 *)low : nullptr;
+  int16_t *fixed = uses_fixed(w) ? (int16_t *)low : nullptr;
+  float *steps = sums + w.groups();  // behind each row's sums
+  for (int64_t b = 0; b < B && half; b++) {
     int64_t k = 0;
     for (; k + W <= w.K; k += W) store(half + b * ld + k, load(x + b * ld + k));
     if (k < w.K) store_some(half + b * ld + k, load_some(x + b * ld + k, w.K - k), w.K - k);
   }
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+  for (int64_t b = 0; b < B && fixed; b++) to_fixed(x + b * ld, w.K, w.group, fixed + b * ld, steps + b * ld);
+#endif
   for (int64_t b = 0; b < B && w.zeros; b++)
     for (int64_t g = 0; g < w.groups(); g++) {
       vf total = {};
       for (int64_t k = g * w.group; k < (g + 1) * w.group; k += W) {
-        vf v = halves ? load(half + b * ld + k) : load(x + b * ld + k);
+        vf v = half ? load(half + b * ld + k) : load(x + b * ld + k);
         total += v;
       }
       sums[b * ld + g] = sum(total);
     }
-  return {x, halves ? half : nullptr, sums, B, ld};
+  return {x, half, fixed, steps, sums, B, ld};
 }
 
 // how much to take of n rows, of which `left` remain: much at first, little at the end, so that all end together

@@ -88,7 +88,8 @@ struct Input {
     vf v = load(row + k);
     if (source == PLAIN) return v;
     if (source == SILU_GATE) return v * silu(load(gate + k));
-    vf r = larger(source == RELU2 ? v : load(gate + k), vf{});
+    vf r = source == RELU2 ? v : load(gate + k);
+    r = r < 0 ? vf{} : r;  // a NaN stays one
     return source == RELU2 ? r * r : r * r * v;
   }
   void merge(const Step &step, int64_t b, float *to) const {
