@@ -12,8 +12,12 @@ from plait.kernels.native import library
 from plait.model.cache import Cache
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
+from plait.model.static import StaticCache
+from plait.model.step import step
 from plait.ops.dispatch import use
+from plait.ops.tape import Tape
 from plait.precision import RECIPES
+from plait.precision.linear import Linear
 from plait.precision.weight_only import WeightOnlyLinear
 
 pytestmark = pytest.mark.skipif(library.library("decode") is None, reason="the native kernels are not compiled")
@@ -124,11 +128,12 @@ def test_contents_may_be_replaced_between_tokens() -> None:
     assert_steps_agree(model, ids_of(model, 2, 3), tape, plain, 1e-5)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("recipe", ["fp32", "bf16"])
-def test_changed_weights_are_noticed(recipe: str) -> None:
+def test_changed_weights_are_noticed(recipe: str, fused: bool) -> None:
     model = build(PLAIN["hybrid"], recipe)
     tape, plain = two_caches(model, 1, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=fused)
     for _ in range(2):
         assert_steps_agree(model, ids_of(model, 1, 2), tape, plain, TOLERANCE[recipe])
         ids = ids_of(model, 1, 6)
@@ -212,6 +217,66 @@ def test_what_a_tape_cannot_do_takes_the_ordinary_path() -> None:
     assert not served(model), "gradients"
     with pytest.raises(ValueError, match="token id 37"), torch.no_grad():
         model(torch.tensor([[37]]), cache=model.cache(1))
+
+
+def test_a_copy_of_a_cache_goes_its_own_way() -> None:
+    model = build(PLAIN["hybrid"], "fp32")
+    tape, plain = two_caches(model, 2, 5)
+    assert_steps_agree(model, ids_of(model, 2, 2), tape, plain, 1e-5)
+    copies = copy.deepcopy(tape), copy.deepcopy(plain)
+    assert_steps_agree(model, ids_of(model, 2, 2), *copies, 1e-5)
+    assert_steps_agree(model, ids_of(model, 2, 2), tape, plain, 1e-5)
+
+
+def test_a_copy_of_a_model_has_no_copies_of_its_masters() -> None:
+    model = build(PLAIN["hybrid"], "bf16")
+    two = two_caches(model, 1, 3)
+    assert_steps_agree(model, ids_of(model, 1, 1), *two, TOLERANCE["bf16"])
+    assert model.rounded and not copy.deepcopy(model).rounded
+
+
+def test_a_static_cache_is_not_written_by_a_tape() -> None:
+    model = build(PLAIN["hybrid"], "fp32")
+    ids, device = ids_of(model, 2, 4), torch.device("cpu")
+    static = StaticCache(model.config, 2, 8, device=device, dtype=torch.float32)
+    with torch.no_grad():
+        want = model(ids, cache=model.cache(2)).logits
+        got = [model(ids[:, t : t + 1], cache=static).logits for t in range(4)]
+    assert static.tape is None
+    assert (torch.cat(got, 1) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_a_cache_that_was_interrupted_is_not_written_by_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(PLAIN["hybrid"], "fp32")
+    cache, _ = two_caches(model, 1, 3)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        patched.setattr(Tape, "run", interrupted)
+        model(ids_of(model, 1, 1), cache=cache)
+    with torch.no_grad():
+        assert step(model, ids_of(model, 1, 1), cache) is None, "it would write past its keys"
+
+
+def test_a_cache_of_another_model_is_refused() -> None:
+    model, other = build(PLAIN["hybrid"], "fp32"), build(PLAIN["llama"], "fp32")
+    with torch.no_grad():
+        assert step(model, ids_of(model, 1, 1), model.cache(1)) is not None
+        assert step(model, ids_of(model, 1, 1), other.cache(1)) is None
+
+
+def test_layers_of_others_are_called() -> None:
+    class Doubled(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = build(PLAIN["hybrid"], "fp32")
+    with torch.no_grad():
+        assert step(model, ids_of(model, 1, 1), model.cache(1)) is not None
+        model.blocks[0].mixer.out_proj.__class__ = Doubled
+        assert step(model, ids_of(model, 1, 1), model.cache(1)) is None
 
 
 def random_config(rng: random.Random) -> ModelConfig:

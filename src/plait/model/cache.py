@@ -5,6 +5,8 @@ Attention's part grows with every token; a Mamba-2 layer's has the same size aft
 Shapes   B sequences, S tokens so far (padding included), K key/value heads, P head size, H heads, N state size.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,10 @@ class Cache:
         self.mask: Tensor | None = None
         # how model/step.py decodes with it: the model, and its tape or None where there can be none
         self.tape: tuple[object, Tape | None] | None = None
+
+    def __getstate__(self) -> Mapping[str, object]:
+        # a copy's tape would read and write the states of the original
+        return self.__dict__ | {"tape": None}
 
     @property
     def batch(self) -> int:

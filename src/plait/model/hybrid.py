@@ -7,7 +7,7 @@ Numbers  activations in the recipe's compute dtype; parameters in it too, or in 
 Source   NVIDIA 2025, arXiv:2504.03624 section 2; the same form covers Transformers and pure Mamba-2 models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,10 @@ class Hybrid(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, config, recipe) for spec in config.layers)
         self.norm = Norm(config.d_model, config.norm_eps)
         self.head = None if config.ties_embeddings else recipe.linear(config.d_model, config.vocab_size, role="head")
+
+    def __getstate__(self) -> Mapping[str, object]:
+        # copies of masters are made anew where they are needed
+        return self.__dict__ | {"rounded": {}}
 
     @property
     def head_weight(self) -> Tensor:

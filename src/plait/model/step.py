@@ -78,6 +78,10 @@ def _is_plain(model: Model, ids: Tensor, cache: Cache) -> bool:
         return False
     if not ids.is_cpu or ids.dtype != torch.int64 or torch.is_grad_enabled():
         return False
+    # a cache of another kind keeps its keys elsewhere; one that was interrupted between tokens does not know how many
+    states = (state for state in cache.states if isinstance(state, KVState))
+    if type(cache) is not Cache or any(state.length != cache.n_tokens for state in states):
+        return False
     if torch.compiler.is_compiling() or not is_free():
         return False
     n_ids = model.config.vocab_size
@@ -94,8 +98,14 @@ def _tape(model: Model, cache: Cache) -> Tape | None:
     return cache.tape[1]
 
 
+def _is_ours(module: nn.Module) -> bool:
+    """Whether it computes what its class in this package or in torch says: no hooks, no subclass of a user's."""
+    ours = type(module).__module__.partition(".")[0] in ("plait", "torch")
+    return ours and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 def _capture(model: Model, cache: Cache) -> Tape:
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    if cache.config != model.config or not all(map(_is_ours, model.modules())):
         raise UnfitError
     tape = Tape(cache.batch, model.recipe.compute, model.rounded)
     tape.embed(model.embed)

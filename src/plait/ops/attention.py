@@ -80,7 +80,9 @@ def _is_one_token(
     """Whether one query per sequence meets keys that lie as a cache keeps them, (B, K, room, P)."""
     if q.shape[1] != 1 or documents is not None or torch.is_grad_enabled() or q.shape[2] % k.shape[2]:
         return False
-    K, P = k.shape[2:]
+    B, S, K, P = k.shape
+    if v.shape != k.shape or q.shape[::3] != (B, P) or (key_mask is not None and key_mask.shape != (B, S)):
+        return False
     lies = all(
         t.stride(3) == 1 and t.stride(1) == P and t.stride(2) % P == 0 and t.stride(0) == K * t.stride(2)
         for t in (k, v)

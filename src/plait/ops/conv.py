@@ -95,7 +95,11 @@ def _fits_native(
 ) -> bool:
     from plait.kernels.native.conv import MOST_TAPS
 
-    return x.stride(2) == 1 and w.shape[1] <= MOST_TAPS and native_serves("conv", x, w, bias, initial)
+    if x.stride(2) != 1 or w.shape[1] > MOST_TAPS or not native_serves("conv", x, w, bias, initial):
+        return False
+    (B, L, D), taps = x.shape, w.shape[1]
+    shapes = ((w, (D, taps)), (bias, (D,)), (initial, (B, D, taps)), (starts, (B, L)))
+    return all(t is None or t.shape == shape for t, shape in shapes)
 
 
 @causal_conv1d.backend("native", when=_fits_native)
@@ -209,7 +213,9 @@ def _step_fits_native(
     if slots is not None or torch.is_grad_enabled() or x.dtype == torch.float64 or not native_serves("decode", x):
         return False
     kept = [t for t in (window, w, bias) if t is not None]
-    return all(t.is_contiguous() for t in kept) and native_serves("decode", *kept)
+    (B, D), taps = x.shape, w.shape[1]
+    agree = window.shape == (B, D, taps) and len(w) == D and (bias is None or len(bias) == D)
+    return agree and all(t.is_contiguous() for t in kept) and native_serves("decode", *kept)
 
 
 @causal_conv1d_step.backend("native", when=_step_fits_native)

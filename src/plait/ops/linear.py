@@ -32,9 +32,10 @@ def _has_few_rows(x: Tensor, w: Tensor, bias: Tensor | None = None) -> bool:
         and 0 < x.numel() <= FEW * w.shape[-1]
         and not torch.is_grad_enabled()
         and w.dim() == 2
+        and x.shape[-1] == w.shape[1]
         and w.is_contiguous()
         and x.dtype == w.dtype
-        and (bias is None or bias.is_contiguous())
+        and (bias is None or (bias.is_contiguous() and bias.shape == w.shape[:1]))
         and native_serves("gemv", x, w, bias)
     )
 

@@ -40,10 +40,10 @@ def linear_cross_entropy(h: Tensor, w: Tensor, targets: Tensor, *, scale: float 
         scale: multiplies the sum, e.g. 1 / number of counted tokens for the mean.
 
     Returns: scalar float32, in nats.
-    Raises: ValueError at once for a target outside 0 .. V - 1 that is not -100; on a GPU, which must not be waited for,
-        the result is no number then.
+    Raises: ValueError at once for a target outside 0 .. V - 1 that is not -100, or not a target for each position; on a
+        GPU, which must not be waited for, the result is no number then.
     """
-    _check(targets, w.shape[0])
+    _check(h, targets, w.shape[0])
     logits = h @ w.to(h.dtype).T
     return F.cross_entropy(logits.to(_wide(h)), targets, ignore_index=IGNORED, reduction="sum") * scale
 
@@ -64,7 +64,7 @@ def _(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> 
 
 @linear_cross_entropy.backend("sliced", when=lambda *args, **kwargs: True)
 def _(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
-    _check(targets, w.shape[0])
+    _check(h, targets, w.shape[0])
     return _in_slices(h, w, targets, SLICE_LOGITS // w.shape[0], _loss_of) * scale
 
 
@@ -169,7 +169,9 @@ def _wide(h: Tensor) -> torch.dtype:
     return torch.promote_types(h.dtype, torch.float32)
 
 
-def _check(targets: Tensor, V: int) -> None:
+def _check(h: Tensor, targets: Tensor, V: int) -> None:
+    if targets.shape != h.shape[:1]:
+        raise ValueError(f"targets {tuple(targets.shape)} for hidden states {tuple(h.shape)}: give (T,) for (T, D)")
     wrong = (targets != IGNORED) & ((targets < 0) | (targets >= V))
     if wrong.any():
         raise ValueError(f"target {int(targets[wrong][0])} is outside the vocabulary of {V}; use -100 to leave one out")

@@ -45,7 +45,10 @@ def _(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
     return RMSNorm.apply(x, w, eps)
 
 
-@rms_norm.backend("native", when=lambda x, w, *, eps=1e-5: x.is_contiguous() and native_serves("norm", x, w))
+@rms_norm.backend(
+    "native",
+    when=lambda x, w, *, eps=1e-5: x.is_contiguous() and native_serves("norm", x, w) and w.shape == x.shape[-1:],
+)
 def _(x: Tensor, w: Tensor, *, eps: float = 1e-5) -> Tensor:
     from plait.kernels.native.norm import RMSNorm
 
@@ -122,7 +125,8 @@ def _fits_native(x: Tensor, z: Tensor, w: Tensor, *, groups: int, eps: float = 1
     from plait.kernels.native.norm import row_stride
 
     even = x.shape[-1] % groups == 0 and row_stride(x) > 0 and row_stride(z) > 0
-    return even and x.dtype == z.dtype and native_serves("norm", x, z, w)
+    served = even and x.dtype == z.dtype and native_serves("norm", x, z, w)
+    return served and x.shape == z.shape and w.shape == x.shape[-1:]
 
 
 @gated_rmsnorm.backend("native", when=_fits_native)

@@ -171,7 +171,11 @@ def _native_takes(
     # groups lie in whole halves of a block, and a kernel has room for so many scales of a row
     fits = group >= BLOCK // 2 and group & (group - 1) == 0 and scales.shape[1] <= 1024 and x.numel() > 0
     stored = (codes, scales) if zeros is None else (codes, scales, zeros)
-    return fits and all(t.is_cpu and t.is_contiguous() for t in stored) and native_serves("gemv", x, bias)
+    if not (fits and all(t.is_cpu and t.is_contiguous() for t in stored) and native_serves("gemv", x, bias)):
+        return False
+    N, K = codes.shape[0], x.shape[-1]
+    agree = codes.shape[1] * 8 == K * bits and all(t.shape == (N, K // group) for t in stored[1:])
+    return agree and (bias is None or bias.shape == (N,))
 
 
 @weight_only_linear.backend("native", when=_native_takes)

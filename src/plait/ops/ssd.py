@@ -124,7 +124,17 @@ def _triton(
 def _native_takes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: object) -> bool:
     others = (rest.get(name) for name in ("D", "dt_bias", "initial_state"))
     tensors = [x, dt, A, B, C, *(t for t in others if isinstance(t, Tensor))]
-    return x.numel() > 0 and B.numel() > 0 and x.dtype == B.dtype == C.dtype and native_serves("ssd", *tensors)
+    served = x.numel() > 0 and B.numel() > 0 and x.dtype == B.dtype == C.dtype and native_serves("ssd", *tensors)
+    return served and _agree(x, dt, A, B, C, **rest)
+
+
+def _agree(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: object) -> bool:
+    """Whether all shapes are as `ssd` or `selective_state_update` says: a kernel does not look again."""
+    before, (H, P), N = x.shape[:-2], x.shape[-2:], B.shape[-1]
+    shapes = {"D": (H,), "dt_bias": (H,), "initial_state": (len(x), H, P, N), "starts": before, "mask": before}
+    maps = B.shape == C.shape and B.shape[:-2] == before
+    others = (t.shape == shapes[name] for name, t in rest.items() if isinstance(t, Tensor))
+    return maps and dt.shape == x.shape[:-1] and A.shape == (H,) and all(others)
 
 
 @ssd.backend("native", when=_native_takes)
@@ -273,7 +283,8 @@ def _step_fits_native(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor
         return False
     tensors = [state, x, dt, A, B, C, *(t for t in rest.values() if isinstance(t, Tensor))]
     dense = state.is_contiguous() and all(t.is_contiguous() for t in tensors if t.dim() == 1)
-    return dense and len(x) > 0 and x.shape[1] % B.shape[1] == 0 and native_serves("decode", *tensors)
+    agree = state.shape == (*x.shape, B.shape[-1]) and _agree(x, dt, A, B, C, **rest)
+    return agree and dense and len(x) > 0 and x.shape[1] % B.shape[1] == 0 and native_serves("decode", *tensors)
 
 
 @selective_state_update.backend("native", when=_step_fits_native)

@@ -13,7 +13,8 @@ MOST_GROUPS = 1024  # scales of a row
 
 Home = tuple[dict[str, Tensor | None], str]
 # copies of float32 masters in bfloat16, by the layer: the master, its version, the copy
-Rounded = dict[nn.Module, tuple[Tensor, int, Tensor]]
+Copy = tuple[Tensor, int, Tensor]
+Rounded = dict[nn.Module, Copy]
 
 
 class UnfitError(Exception):
@@ -28,13 +29,14 @@ class Weights:
         # parameters by where their modules keep them
         self._read: list[Home] = []
         self._addresses: list[int] = []
-        self._masters: list[tuple[Home, Tensor, int]] = []
-        self._copies: list[Tensor] = []
+        self._copies: list[tuple[Home, nn.Module, Copy]] = []
 
     def is_fresh(self) -> bool:
         """Whether all parameters are where they were, and the masters of rounded copies unchanged."""
+        # fused optimizers do not count versions: training drops the copies, and who had them must notice that too
         return [home[name].data_ptr() for home, name in self._read] == self._addresses and all(  # type: ignore[union-attr]
-            home[name] is t and _version(t) == version for (home, name), t, version in self._masters
+            home[name] is copy[0] and _version(copy[0]) == copy[1] and self._rounded.get(module) is copy
+            for (home, name), module, copy in self._copies
         )
 
     def numbers(self, module: nn.Module, name: str) -> tuple[int, int]:
@@ -74,14 +76,11 @@ class Weights:
         return (address, 0, 0, FORMATS[stored], 0, N, K, rounds), N, K
 
     def _round(self, module: nn.Module, w: Tensor) -> Tensor:
-        version = _version(w)
-        source, old, copy = self._rounded.get(module, (None, -1, w))
-        if source is not w or old != version:
-            copy = w.detach().to(torch.bfloat16)
-            self._rounded[module] = (w, version, copy)
-        self._masters.append(((_home(module, "weight"), "weight"), w, version))
-        self._copies.append(copy)
-        return copy
+        version, copy = _version(w), self._rounded.get(module)
+        if copy is None or copy[0] is not w or copy[1] != version:
+            copy = self._rounded[module] = (w, version, w.detach().to(torch.bfloat16))
+        self._copies.append(((_home(module, "weight"), "weight"), module, copy))
+        return copy[2]
 
     def find(self, module: nn.Module, name: str) -> Tensor:
         """A parameter or buffer; UnfitError unless it is a plain, contiguous tensor on the CPU."""

@@ -27,6 +27,13 @@ def test_losses_and_gradients_equal_their_formula(target: str, dtype: torch.dtyp
         torch.testing.assert_close(got.double(), exact.grad, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
+def test_targets_may_be_narrower_numbers(target: str) -> None:
+    logits, targets = torch.randn(5, 17), torch.tensor([3, -100, 16, 0, 7])
+    want = cross_entropy_rows(logits.clone(), targets, wants_gradient=True)
+    for dtype in (torch.int32, torch.int16):
+        assert torch.equal(cross_entropy_rows(logits.clone(), targets.to(dtype), wants_gradient=True), want)
+
+
 def test_without_gradient_the_logits_stay(target: str) -> None:
     logits = torch.randn(3, 50)
     before = logits.clone()

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from plait.kernels.native.library import call
 
@@ -17,6 +18,7 @@ class SquaredReLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         dy, dx = dy.contiguous(), torch.empty_like(x)

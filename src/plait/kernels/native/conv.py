@@ -6,6 +6,7 @@ Numbers  float32 inside; x, past and y all float32 or all bfloat16.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from plait.kernels.native.library import call
 
@@ -34,6 +35,7 @@ class CausalConv(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Ctx, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, past, w, bias, starts = ctx.saved_tensors  # type: ignore[attr-defined]
         activation, threads = ctx.activation, torch.get_num_threads()  # type: ignore[attr-defined]

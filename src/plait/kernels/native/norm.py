@@ -6,6 +6,7 @@ Numbers  float32 inside; x, z and y all float32 or all bfloat16.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from plait.kernels.native.library import call
 
@@ -38,6 +39,7 @@ class RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, w, r = ctx.saved_tensors  # type: ignore[attr-defined]
         dy, dx, threads = dy.contiguous(), torch.empty_like(x), torch.get_num_threads()
@@ -63,6 +65,7 @@ class GatedRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Ctx, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, z, w, r = ctx.saved_tensors  # type: ignore[attr-defined]
         (rows, groups), threads = r.shape, torch.get_num_threads()
