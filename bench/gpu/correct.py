@@ -10,7 +10,7 @@ from torch import Tensor
 from plait.ops.activation import squared_relu
 from plait.ops.conv import causal_conv1d, causal_conv1d_step
 from plait.ops.decode_attention import decode_attention
-from plait.ops.dispatch import BackendError, use
+from plait.ops.dispatch import use
 from plait.ops.loss import linear_cross_entropy
 from plait.ops.norm import add_rms_norm, gated_rmsnorm, rms_norm
 from plait.ops.sample import kept_logits, sample_ids
@@ -27,7 +27,8 @@ def check(bench: Bench) -> None:
     for name, call, inputs in cases(bench):
         try:
             error = difference(call, inputs)
-        except (BackendError, RuntimeError, ValueError, TypeError, AttributeError) as problem:
+        except Exception as problem:
+            # Triton's own errors, of a kernel that does not compile or fit, have no other ancestor
             bench.report.add(f"correct: {name}", f"NO: {type(problem).__name__}: {problem}"[:200])
             continue
         bench.report.add(f"correct: {name}", "yes" if error < ALLOWED[s.dtype] else f"NO: relative error {error:.2g}")

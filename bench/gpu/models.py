@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import replace
+from statistics import median
 
 import torch
 from clock import Bench
@@ -103,8 +104,8 @@ def decode_steps(bench: Bench) -> None:
                 step.capture()
             seconds = step_seconds(bench, step, s.step_context, runs)
             name = f"{HYBRID} decode step at {s.step_context}, {mode}, " + ("captured" if graph else "launched")
-            bench.report.add(name, sorted(seconds)[len(seconds) // 2] * 1e3, "ms", n=len(seconds))
-            bench.report.add(f"{name}: times its roofline", min(seconds) / floor, "x")
+            bench.report.add(name, median(seconds) * 1e3, "ms", n=len(seconds))
+            bench.report.add(f"{name}: times its roofline", median(seconds) / floor, "x")
         del step
     del model
     free()
@@ -127,11 +128,11 @@ def training(bench: Bench) -> None:
             batch //= 2
     tokens = batch * length
     flops = step_flops(config, tokens, batch * length * (length + 1) // 2)
-    median = sorted(seconds)[len(seconds) // 2]
+    took = median(seconds)
     name = f"training step, {s.train_pattern} of {HYBRID}, {batch}x{length}"
-    bench.report.add(name, median * 1e3, "ms", n=len(seconds))
-    bench.report.add(f"{name}: speed", tokens / median, "tokens/s")
-    bench.report.add(f"{name}: share of the datasheet's peak", flops / median / bench.datasheet_flops)
+    bench.report.add(name, took * 1e3, "ms", n=len(seconds))
+    bench.report.add(f"{name}: speed", tokens / took, "tokens/s")
+    bench.report.add(f"{name}: share of the datasheet's peak", flops / took / bench.datasheet_flops)
     free()
 
 
@@ -183,7 +184,7 @@ def long_prompts(bench: Bench, name: str) -> float:
     step = at(model, batch, middle, s.answer - s.answer // 2)
     if s.on_gpu:
         step.capture()
-    step_s = min(step_seconds(bench, step, middle, 4 if s.on_gpu else 1))
+    step_s = median(step_seconds(bench, step, middle, 4 if s.on_gpu else 1))
     del step, model
     free()
     took = batch * prefill_seconds + s.answer * step_s

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from plait.report import Report
 
@@ -37,3 +38,23 @@ def test_without_a_gpu_it_says_what_to_do() -> None:
     done = subprocess.run([str(SCRIPT)], capture_output=True, text=True, env=env, timeout=250)
     assert done.returncode == 2
     assert "--tiny runs the same" in done.stderr
+
+
+def test_a_kernel_that_does_not_compile_is_named_and_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.errors import TritonError
+
+    monkeypatch.syspath_prepend(str(SCRIPT.parent / "gpu"))
+    import clock
+    import correct
+    import setting
+
+    def broken(inputs: object) -> None:
+        raise TritonError("out of resource: shared memory")
+
+    cases = [("a", broken, {}), ("b", lambda inputs: [torch.ones(1)], {})]
+    monkeypatch.setattr(correct, "cases", lambda bench: cases)
+    monkeypatch.setattr(correct, "sampling", lambda bench: "yes")
+    report = Report("kernels")
+    correct.check(clock.Bench(setting.tiny(True), report))
+    facts = {fact.name: fact.value for fact in report.facts}
+    assert facts["correct: a"] == "NO: TritonError: out of resource: shared memory" and facts["correct: b"] == "yes"

@@ -86,10 +86,10 @@ class Step:
 
         Raises: RuntimeError if something in the step cannot be captured.
         """
+        self.cache.lengths.zero_()
         # compilers and libraries set themselves up on the first runs, which must not be recorded
         aside = torch.cuda.Stream(self.model.device)
         aside.wait_stream(torch.cuda.current_stream())
-        self.cache.lengths.zero_()
         with torch.cuda.stream(aside):
             for _ in range(2):
                 self._step()

@@ -92,6 +92,10 @@ def native_serves(source: str, *tensors: Tensor | None) -> bool:
 
 
 def triton_serves(*tensors: Tensor | None) -> bool:
-    """Whether Triton is here and these tensors are on a GPU, or anywhere when a test forces it (the interpreter)."""
+    """Whether Triton is here and these tensors are on a GPU, or anywhere when a test forces it (the interpreter).
+
+    The kernels take vectors (biases, decays, lengths) for dense: one with gaps or repeated numbers is not served.
+    """
     given = [t for t in tensors if t is not None]
-    return _HAS_TRITON and (_choice() == "triton" or all(t.is_cuda for t in given))
+    dense = all(t.dim() != 1 or t.is_contiguous() for t in given)
+    return _HAS_TRITON and dense and (_choice() == "triton" or all(t.is_cuda for t in given))

@@ -6,9 +6,11 @@ failed. Triton gets a driver that only names its target; launches compile and do
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -17,6 +19,9 @@ from triton.runtime.jit import JITFunction
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "bench" / "gpu")]
+
+if TYPE_CHECKING:
+    from setting import Layer
 
 TARGET = GPUTarget("cuda", 90, 32)
 seen: set[str] = set()
@@ -65,6 +70,40 @@ def drawn(vocabulary: int) -> None:
     sample_ids(logits, one.double() / 2, temperature=one, top_k=one.int(), top_p=one, min_p=one)
 
 
+def with_all_arguments(layer: "Layer") -> dict[str, Callable[[], object]]:
+    """The kernels' other forms: documents, pasts, slots and second gradients."""
+    from inputs import cache, random, update, window
+
+    from plait.ops.conv import causal_conv1d, causal_conv1d_step
+    from plait.ops.decode_attention import decode_attention
+    from plait.ops.norm import add_rms_norm
+    from plait.ops.ssd import selective_state_update
+
+    cpu, low = torch.device("cpu"), torch.bfloat16
+    make = random(cpu, low)
+
+    def packed_convolution() -> None:
+        sizes = ((2, 300, layer.conv), (layer.conv, 4), (layer.conv,), (2, layer.conv, 4))
+        x, w, bias, past = leaves = [make(*size).requires_grad_() for size in sizes]
+        y = causal_conv1d(x, w, bias, initial=past, starts=torch.zeros(2, 300, dtype=torch.bool))
+        torch.autograd.grad(y.sum(), leaves)
+
+    def added() -> None:
+        x, residual, w = leaves = [make(*size).requires_grad_() for size in ((2, 9, 4096), (2, 9, 4096), (4096,))]
+        y, total = add_rms_norm(x, residual, w)
+        torch.autograd.grad(y.sum() + total.sum(), leaves)
+
+    def in_slots() -> None:
+        slots = torch.arange(3)
+        selective_state_update(**update(layer, 3, cpu, low, torch.bfloat16), slots=slots, rounding_seed=5)
+        causal_conv1d_step(**window(layer, 3, cpu, low), slots=slots)
+
+    def begun_late() -> None:
+        decode_attention(**cache(layer, 2, 2048, cpu, low), starts=torch.zeros(2, dtype=torch.int64))
+
+    return {f.__name__: f for f in (packed_convolution, added, in_slots, begun_late)}
+
+
 def main() -> None:
     pretend()
     import correct
@@ -84,6 +123,7 @@ def main() -> None:
             (f"long decode attention, paged: {paged}", lambda paged=paged: long_attention(setting.layer, paged))
         )
     cases.append(("sampling", lambda: drawn(setting.layer.vocabulary)))
+    cases += with_all_arguments(setting.layer).items()
     for name, run in cases:
         try:
             with use("triton"):
