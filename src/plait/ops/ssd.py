@@ -94,9 +94,10 @@ def ssd(
     return (y if D is None else y + D[:, None] * x_f).to(x.dtype), S
 
 
-def _triton_takes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: object) -> bool:
+def _triton_takes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: object) -> bool:
     low = (torch.float32, torch.bfloat16, torch.float16)
-    return x.numel() > 0 and all(t.dtype in low for t in (x, dt, A, B, C)) and triton_serves(x, dt, A, B, C)
+    tensors = [x, dt, A, B, C, *(t for t in rest.values() if isinstance(t, Tensor))]
+    return x.numel() > 0 and all(t.dtype in low for t in tensors[:5]) and triton_serves(*tensors)
 
 
 @ssd.backend("triton", when=_triton_takes)
