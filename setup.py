@@ -4,6 +4,7 @@ Everything else about the package stands in pyproject.toml. Without a compiler t
 computes with PyTorch alone. `make native` compiles again after a change.
 """
 
+import copy
 import os
 import platform
 import shutil
@@ -34,6 +35,12 @@ class BuildNative(build_ext):
         """All processors compile."""
         super().initialize_options()
         self.parallel = os.cpu_count()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Each build has its own object files: those of one source are made at the same time."""
+        alone = copy.copy(self)
+        alone.build_temp = str(Path(self.build_temp) / ext.name)
+        super(BuildNative, alone).build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
         """package.name -> package/name.so, without the interpreter's tag."""
