@@ -14,6 +14,8 @@ PLAIT_TORCH ?= pinned
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 STAMP := .venv/installed-$(PLAIT_TORCH)
+# a library of yesterday's kernels must not meet today's Python
+NATIVE := $(wildcard src/plait/kernels/native/*.cpp src/plait/kernels/native/*.h)
 # an activated .venv must not be the interpreter that makes .venv anew
 export PATH := $(subst $(CURDIR)/$(BIN):,,$(PATH))
 
@@ -43,7 +45,7 @@ native:
 	$(BIN)/python setup.py -q build_ext --inplace
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build src/*.egg-info src/plait/kernels/native/*.so
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # the first interpreter that is new enough
@@ -60,7 +62,7 @@ comma := ,
 
 # a venv made for the other kind of torch cannot be mended, only made anew. Some systems ship venv without ensurepip:
 # there their own pip installs pip
-$(STAMP): pyproject.toml setup.py constraints.txt Makefile
+$(STAMP): pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 	@case "$(PLAIT_TORCH)" in pinned|system) ;; \
 	  *) echo "PLAIT_TORCH=$(PLAIT_TORCH): say pinned (the tested CPU build) or system (the one installed)" >&2; exit 2;; esac
 	@set -e; $(FIND_PYTHON); \

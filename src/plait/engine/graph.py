@@ -114,7 +114,9 @@ class Steps:
         self.model = model
         self.cache: StaticCache | None = None
         self.steps: dict[int, Step] = {}
-        self.captures = model.device.type == "cuda"
+        # experts are given their tokens by the host, in the middle of a step
+        self.captures = model.device.type == "cuda" and "E" not in model.config.pattern
+        self._weights: list[int] = []
 
     def serves(self, rows: Sequence[Row]) -> bool:
         """Whether these sequences can be decoded here: on a GPU, and nothing about them is computed on the host."""
@@ -125,6 +127,10 @@ class Steps:
 
         Raises: RuntimeError if one cannot be captured, or there is no memory for the cache.
         """
+        # a graph reads the weights where they were when it was captured
+        weights = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
+        if weights != self._weights:
+            self.steps, self._weights = {}, weights
         if self.cache is None or self.cache.batch < batch or self.cache.capacity < capacity:
             held = (0, 0) if self.cache is None else (self.cache.batch, self.cache.capacity)
             self.steps, self.cache = {}, None
@@ -148,9 +154,11 @@ class Steps:
         return [self.steps[size] for size in sizes]
 
     def give_up(self, error: RuntimeError) -> None:
-        """Never try again: the model's step cannot be captured here."""
+        """Leave it for this time where memory is short; else never try again: the step cannot be captured here."""
         log.warning("decoding without CUDA graphs: %s", error)
-        self.captures, self.steps, self.cache = False, {}, None
+        self.steps, self.cache = {}, None
+        if not isinstance(error, torch.OutOfMemoryError):
+            self.captures = False
 
 
 def decode(

@@ -106,7 +106,8 @@ class Cache:
         _require("lengths", lengths, (self.batch,))
         if mask is not None:
             _require("mask", mask, (self.batch, n_tokens))
-        self.lengths, self.mask, self.n_tokens = lengths, mask, n_tokens
+        self.lengths, self.n_tokens = lengths.long(), n_tokens
+        self.mask = None if mask is None else mask.bool()
 
     def n_bytes(self) -> int:
         """Bytes of all states; spare room for coming tokens is not counted."""

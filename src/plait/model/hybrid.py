@@ -73,7 +73,7 @@ class Hybrid(nn.Module):
         self.norm = Norm(config.d_model, config.norm_eps)
         self.head = None if config.ties_embeddings else recipe.linear(config.d_model, config.vocab_size, role="head")
 
-    def __getstate__(self) -> Mapping[str, object]:
+    def __getstate__(self) -> Mapping[str, object]:  # type: ignore[override]
         # copies of masters are made anew where they are needed
         return self.__dict__ | {"rounded": {}}
 

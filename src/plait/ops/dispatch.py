@@ -98,4 +98,9 @@ def triton_serves(*tensors: Tensor | None) -> bool:
     """
     given = [t for t in tensors if t is not None]
     dense = all(t.dim() != 1 or t.is_contiguous() for t in given)
-    return _HAS_TRITON and dense and (_choice() == "triton" or all(t.is_cuda for t in given))
+    return _HAS_TRITON and dense and (_choice() == "triton" or all(t.is_cuda and _is_current(t) for t in given))
+
+
+def _is_current(t: Tensor) -> bool:
+    # Triton launches on the current GPU; on another the slower backends serve
+    return torch.compiler.is_compiling() or t.device.index == torch.cuda.current_device()

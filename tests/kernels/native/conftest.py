@@ -6,7 +6,6 @@ import pytest
 
 from plait.kernels.native import library
 
-
 # what runs an AVX-512 build runs an AVX2 build too
 RUNS = {"avx512": ["avx512", "avx2"], "": ["none"]}
 

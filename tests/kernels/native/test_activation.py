@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
+from tests.kernels.native.gradients import assert_equals_reference
 
 from plait.ops.activation import squared_relu
-from tests.kernels.native.gradients import assert_equals_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

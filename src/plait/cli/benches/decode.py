@@ -60,7 +60,7 @@ def _measure(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: 
         sides["transformers"] = _their_steps(peers.theirs, model.config.vocab_size, depth, batch, inputs.steps)
     if batch == 1:
         sides |= {name: llama.decode(inputs.steps, depth, inputs.rounds) for name, llama in peers.llamas.items()}
-    sides[READ] = limits.read()
+    sides[READ] = limits.read_of(t.detach() for t in model.state_dict().values())
     found = alternate(sides, inputs.rounds, label=where, report=report, budget_s=BUDGET_S)
     reads = found.pop(READ)
     # llama-bench gives rates, the others seconds per step

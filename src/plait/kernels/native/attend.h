@@ -88,7 +88,8 @@ static inline void some_keys(const float *q, const T *keys, const T *values, int
   for (int i = 0; i < W; i++) most[i] = seen[i % Q].largest;
   for (int i = 0; i < Q * KEYS; i += W) {
     vf s = load(scores + i);
-    vf weight = s > LOWEST ? exp(s - most) : vf{};
+    vi seen_or_nan = (s > LOWEST) | (s != s);
+    vf weight = seen_or_nan ? exp(s - most) : vf{};
     store(scores + i, weight);
     total += weight;
   }

@@ -63,9 +63,17 @@ static inline float total(const vf (&v)[U]) {
 static inline void ask(const void *p) { __builtin_prefetch((const char *)p + AHEAD); }
 
 static inline float from_half(uint16_t h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+#if defined(__aarch64__)
+  __fp16 f;
+#else
   _Float16 f;
+#endif
   memcpy(&f, &h, 2);
   return f;
+#endif
 }
 static inline void widen(const uint16_t *h, float *f, int64_t n) {
   int64_t i = 0;

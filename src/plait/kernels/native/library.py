@@ -7,6 +7,7 @@ Libraries share PyTorch's own OpenMP threads, as both ask for the same libgomp.
 import ctypes
 import functools
 import platform
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,7 +44,12 @@ def _x86_flags() -> frozenset[str]:
 def library(name: str) -> ctypes.CDLL | None:
     """The compiled kernels of NAME.cpp for this processor, or None where they were not compiled."""
     path = FOLDER / f"{name}_{target()}.so"
-    return ctypes.CDLL(str(path)) if path.is_file() else None
+    try:
+        return ctypes.CDLL(str(path)) if path.is_file() else None
+    except OSError as error:
+        # compiled for another system, or without what it links to
+        warnings.warn(f"{error}; PyTorch serves instead, slower. Install Plait again to compile it", stacklevel=2)
+        return None
 
 
 @functools.cache

@@ -102,7 +102,7 @@ struct Input {
       for (int64_t i = 0; i < head; i++) {
         float sum = 0;
         for (int64_t s = 0; s < spans; s++) sum += share[s] * x[((b * H + h) * MOST_SPANS + s) * ld + i];
-        to[h * head + i] = total > 0 ? sum / total : 0;  // a row of padding sees nothing
+        to[h * head + i] = total == 0 ? 0 : sum / total;  // a row of padding sees nothing
       }
     }
   }

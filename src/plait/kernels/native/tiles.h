@@ -143,13 +143,13 @@ static void take_rows(const T *from, int64_t stride, int64_t rows, int64_t colum
 // one step of a transposition: the off-diagonal blocks of H x H change places
 template <int H>
 static inline __attribute__((always_inline)) void swap_blocks(vu (&rows)[W]) {
-  vu first, second;
+  vi first, second;
   for (int l = 0; l < W; l++) first[l] = l & H ? W + l - H : l, second[l] = l & H ? W + l : l + H;
 #pragma GCC unroll 16
   for (int i = 0; i < W; i++)
     if (!(i & H)) {
-      vu a = rows[i], b = rows[i + H];
-      rows[i] = __builtin_shuffle(a, b, first), rows[i + H] = __builtin_shuffle(a, b, second);
+      vf a = (vf)rows[i], b = (vf)rows[i + H];
+      rows[i] = (vu)pick(a, b, first), rows[i + H] = (vu)pick(a, b, second);
     }
 }
 // `rows` rows of `words` words become `words` rows of `rows` words: rows of A become B's words, and the other way round

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Config] = {}
 _trial: tuple[str, Config, set[str]] | None = None
 
 
+@torch.compiler.assume_constant_result
 def config(kernel: str, **shape: int) -> Config:
     """The keywords to launch a kernel with.
 
