@@ -97,7 +97,8 @@ def test_a_row_with_names_of_another_version_is_not_used() -> None:
 def test_a_directory_that_cannot_be_written_costs_only_the_choice(tmp_path: Path) -> None:
     (tmp_path / "plait").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="cannot write"), pytest.warns(UserWarning, match="ignoring"):
-        tuning.tune("sum", _rows(128), _run(64), timer=_timer({64: 2.0, 128: 1.0}))
+        best = tuning.tune("sum", _rows(128), _run(64), timer=_timer({64: 2.0, 128: 1.0}))
+    assert best["BLOCK"] == 128
 
 
 def test_mistakes_are_named_and_leave_no_trial_behind() -> None:
