@@ -61,7 +61,7 @@ def test_documents_see_and_teach_only_themselves(density: float, device: str) ->
 
 
 def test_random_shapes(n_shapes: int, device: str) -> None:
-    for _ in range(n_shapes // 2):
+    for _ in range(n_shapes):
         _check(
             random.randrange(1, 27),
             random.randrange(1, 33),

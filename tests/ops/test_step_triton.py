@@ -67,7 +67,7 @@ def test_extreme_time_steps(device: str) -> None:
 
 
 def test_random_shapes(n_shapes: int, device: str) -> None:
-    for _ in range(n_shapes // 2):
+    for _ in range(n_shapes):
         G, B, S = random.randrange(1, 4), random.randrange(1, 4), 5
         t = _inputs(B, G * random.randrange(1, 4), G, random.randrange(1, 40), random.randrange(1, 40), device=device)
         if random.random() < 0.5:
