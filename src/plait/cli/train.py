@@ -8,6 +8,7 @@ OUT/report.jsonl     what was measured
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from plait.report import Report, provenance
 from plait.train.checkpoints import Checkpoints, flatten, sweep
 from plait.train.lock import alone
 from plait.train.loop import Outcome, train
+from plait.train.metrics import Observer
 from plait.train.pretrain import NextToken
 from plait.train.progress import progress
 
@@ -51,10 +53,21 @@ class Inputs:
     resume: Literal["auto", "never"] = arg(default="auto", help="continue the newest checkpoint in the folder")
 
 
-def run(inputs: Inputs) -> Report:
-    """Train; everything that can be refused is refused before anything is written."""
-    recipe = load(TrainRecipe, inputs.recipe, inputs.overrides)
-    out = inputs.out or Path("runs") / inputs.recipe.stem
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What a recipe names, found and checked. tokenizer: its folder, if there is one."""
+
+    config: ModelConfig
+    objective: NextToken
+    tokenizer: Path | None
+    device: torch.device
+
+
+def opened(recipe: TrainRecipe) -> Opened:
+    """Find everything that a recipe names; nothing is written.
+
+    Raises: ConfigError, OSError or CheckpointError for what is missing or does not fit.
+    """
     if recipe_of(recipe.precision).weight_only:
         raise ConfigError(
             f'precision="{recipe.precision}" holds weights as codes, which cannot be trained; train in "bf16", '
@@ -64,17 +77,28 @@ def run(inputs: Inputs) -> Report:
     datasets = {name: source.open() for name, source in recipe.data.sources.items()}
     config = recipe.model.config(max(map(vocab_size, datasets.values())))
     recipe.check_tokens(config, datasets)
-    tokenizer = recipe.tokenizer()
-    objective = _objective(recipe, datasets)
+    return Opened(config=config, objective=_objective(recipe, datasets), tokenizer=recipe.tokenizer(), device=device)
+
+
+def run(inputs: Inputs, observers: Sequence[Observer] | None = None) -> Report:
+    """Train; everything that can be refused is refused before anything is written.
+
+    Args:
+        inputs: of the command.
+        observers: told of every step, in place of the line that shows how it goes.
+    """
+    recipe = load(TrainRecipe, inputs.recipe, inputs.overrides)
+    out = inputs.out or Path("runs") / inputs.recipe.stem
+    found = opened(recipe)
     with alone(out):
         sweep(out, "final", _is_whole)
         Checkpoints(out / "checkpoints", recipe.run.keep).sweep()
         _check_out(out, recipe)
-        model = _model(recipe, config, device)
-        log.info("%s: %s parameters, %s", out, f"{config.cost().params:,}", config.pattern)
+        model = _model(recipe, found.config, found.device)
+        log.info("%s: %s parameters, %s", out, f"{found.config.cost().params:,}", found.config.pattern)
         outcome = train(
             model,
-            objective,
+            found.objective,
             recipe.run,
             out,
             resume=inputs.resume,
@@ -82,10 +106,10 @@ def run(inputs: Inputs) -> Report:
             if recipe.model.checkpoint is None
             else {"checkpoint": str(recipe.model.checkpoint)},
             settings=to_dict(recipe),
-            tokenizer=tokenizer,
-            observers=[progress(recipe.run.steps)],
+            tokenizer=found.tokenizer,
+            observers=[progress(recipe.run.steps)] if observers is None else observers,
         )
-        save_model(model, out / "final", format="native", overwrite=True, tokenizer=tokenizer)
+        save_model(model, out / "final", format="native", overwrite=True, tokenizer=found.tokenizer)
         report = _report(out, outcome, recipe)
         report.save_jsonl(out / "report.jsonl")
     return report
