@@ -1,0 +1,103 @@
+"""FP8: numbers of 8 bits with one scale for a tensor, a row, or a tile of it.
+
+    scale = largest / amax            amax = max |x| of what shares the scale; 448 for e4m3, 57344 for e5m2
+    code  = cast(x * scale);          x ~ code * descale,  descale = 1 / scale
+
+The order of operations is TransformerEngine's current scaling. A scale that overflows is the largest finite number, and
+zeros have scale 1. With power_of_two the scale is rounded down to a power of two, so nothing saturates.
+
+Shapes   R rows, C columns (the last dimension).
+Numbers  float32 inside; casts saturate and round to nearest even, or at random. If a number is infinite or NaN, all
+         that share its scale decode to NaN: a fault shows and does not spread further.
+Source   Nemotron-H 2025, arXiv:2504.03624 section 2.4 (tensor); DeepSeek-V3 2024, arXiv:2412.19437 section 3.3 (tiles).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from plait.ops.cast import decode, encode, minifloat
+from plait.ops.dispatch import Op
+from plait.ops.random import uniform
+
+FP8 = Literal["e4m3", "e5m2"]
+Block = Literal["row"] | tuple[int, int] | None
+
+
+@Op
+def quantize_fp8(
+    x: Tensor, element: FP8 = "e4m3", *, block: Block = None, power_of_two: bool = False, seed: int | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Round a tensor to FP8 codes; TransformerEngine's order of operations.
+
+    Args:
+        x: (..., R, C) any float dtype; one dimension is enough unless a tile has several rows.
+        element: "e4m3" or "e5m2".
+        block: what shares a scale: None the tensor, "row" each row, (r, c) each tile of r rows and c columns.
+        power_of_two: round scales down to powers of two, which makes code * descale exact in bfloat16.
+        seed: round at random, with the numbers of `ops.random.uniform` for this seed; None to the nearest.
+
+    Returns: codes float8 in x's shape; descale float32: (), (..., R, 1) or (..., R / r, C / c).
+    Raises: ValueError if the tile does not divide x.
+    """
+    amax = block_amax(x, block)
+    scale = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, power_of_two)
+    noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
+    return encode(x.float() * spread(scale, block), element, noise=noise), 1.0 / scale
+
+
+@Op
+def dequantize_fp8(codes: Tensor, descale: Tensor, *, block: Block = None) -> Tensor:
+    """The float32 numbers that codes and descale of `quantize_fp8` stand for; `block` as it was there."""
+    element = "e5m2" if codes.dtype == torch.float8_e5m2 else "e4m3"
+    return decode(codes, element) * spread(descale, block)
+
+
+def fp8_scale(amax: Tensor, largest: float, limit: float, power_of_two: bool) -> Tensor:
+    """The float32 scale of tensors with these largest magnitudes.
+
+    Args:
+        amax: float32, any shape; largest: of the element; limit: of the input's dtype, that a scale must not overflow.
+        power_of_two: round down to a power of two.
+    """
+    scale = torch.where(amax == 0, 1.0, (largest / amax).clamp(max=limit))
+    if power_of_two:
+        power = (scale.view(torch.int32) & 0x7F800000).view(torch.float32)
+        scale = torch.where(scale.isnan(), scale, power)
+    # infinity or NaN among the numbers: say so in each number that shares the scale
+    return torch.where(amax.isfinite(), scale, torch.nan)
+
+
+def block_amax(x: Tensor, block: Block) -> Tensor:
+    """Largest magnitudes, float32: () for None, (..., 1) for "row", (..., R / r, C / c) for tiles of (r, c)."""
+    a = x.abs()
+    if block is None:
+        return a.amax().float()
+    if block == "row":
+        return a.amax(-1, keepdim=True).float()
+    rows, columns = check_block(x.shape, block)
+    a = a.unflatten(-1, (-1, columns)).amax(-1)
+    return (a.unflatten(-2, (-1, rows)).amax(-2) if rows > 1 else a).float()
+
+
+def spread(scale: Tensor, block: Block) -> Tensor:
+    """Scales of `block_amax`'s shape in a shape that multiplies the numbers they belong to."""
+    if block is None or block == "row":
+        return scale
+    rows, columns = block
+    scale = scale.repeat_interleave(columns, -1)
+    return scale.repeat_interleave(rows, -2) if rows > 1 else scale
+
+
+def check_block(shape: torch.Size, block: tuple[int, int]) -> tuple[int, int]:
+    """The tile's sides, if it divides the last two dimensions; else a ValueError that says what to do."""
+    rows, columns = block
+    if rows < 1 or columns < 1 or len(shape) < 1 + (rows > 1):
+        raise ValueError(f"block={block} needs a tensor of {1 + (rows > 1)} dimensions or more; this is {tuple(shape)}")
+    if shape[-1] % columns or (rows > 1 and shape[-2] % rows):
+        raise ValueError(
+            f"block={block} does not divide a tensor of shape {tuple(shape)}: pad its last dimension to a multiple of "
+            f"{columns}" + (f" and the one before to a multiple of {rows}" if rows > 1 else "") + ", or leave it unquantised"
+        )
+    return rows, columns

@@ -1,0 +1,42 @@
+"""A random rotation of every 16 neighbours, which spreads an outlier over all of them before they are rounded.
+
+    y = x diag(signs) H / 4;        H[i, j] = (-1)^popcount(i & j),  so H H^T = 16 I
+
+Two operands that are rotated along the dimension they are summed over give the product they gave before.
+
+Shapes   (..., D), D a multiple of 16.
+Numbers  float32 inside, rounded to x's dtype. The sums are taken in one order, that every backend keeps: butterflies
+         (a + b, a - b) of numbers 1 apart, then 2, 4 and 8 apart, then a quarter of it.
+Source   NVIDIA 2025, arXiv:2509.25149 section 4.2; the signs are the fixed ones of TransformerEngine.
+"""
+
+import torch
+from torch import Tensor
+
+from plait.ops.dispatch import Op
+
+SIZE = 16
+# one vector for all layers and the whole run; drawn once, by TransformerEngine
+SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+
+
+@Op
+def hadamard16(x: Tensor, signs: tuple[int, ...] = SIGNS) -> Tensor:
+    """Rotate each 16 numbers of the last dimension.
+
+    Args:
+        x: (..., D) any float dtype, D a multiple of 16.
+        signs: 16 times 1 or -1.
+
+    Returns: (..., D) in x's dtype.
+    Raises: ValueError if 16 does not divide D, or for signs of another kind.
+    """
+    if x.shape[-1] % SIZE:
+        raise ValueError(f"rows of {x.shape[-1]} numbers cannot be rotated by {SIZE}; pad them to a multiple of {SIZE}")
+    if len(signs) != SIZE or any(s not in (1, -1) for s in signs):
+        raise ValueError(f"signs={signs}: give {SIZE} of them, each 1 or -1")
+    y = x.float().unflatten(-1, (-1, SIZE)) * torch.tensor(signs, dtype=torch.float32, device=x.device)
+    for apart in (1, 2, 4, 8):
+        a, b = y.unflatten(-1, (-1, 2, apart)).unbind(-2)
+        y = torch.stack([a + b, a - b], dim=-2).flatten(-3)
+    return (y.flatten(-2) * 0.25).to(x.dtype)
