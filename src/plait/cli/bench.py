@@ -29,6 +29,7 @@ class Inputs:
     binary: str = arg(default="", help="llama.cpp's llama-bench")
     gguf: str = arg(default="", help="folder of its models, from bench/peers/gguf_models.py")
     patience: float = arg(default=60.0, help="seconds that one run of a peer may take; longer ones are left out")
+    tune: bool = arg(default=False, help="device: tune the Triton kernels at a model's sizes and keep what is fastest")
     chart: str = arg(default="", help="twin: also draw it into this SVG file")
     save: str = arg(default="", help="also write the report to this file, as JSON lines")
 
@@ -36,6 +37,8 @@ class Inputs:
         for field in ("rounds", "batch", "steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: give at least 1")
+        if self.tune and self.what != "device":
+            raise ValueError(f"--tune belongs to `plait bench device`, not to {self.what!r}")
         if self.threads < 0:
             raise ValueError(f"threads={self.threads}: give at least 1, or 0 for all")
         for field, least in (("tokens", 1), ("depth", 0)):

@@ -1,4 +1,4 @@
-"""What the machine can do: reading, copying, and matrix products in float32 and bfloat16."""
+"""What the machine can do: reading, copying, and matrix products in float32 and bfloat16; or, asked to, its tuning."""
 
 import torch
 
@@ -11,7 +11,11 @@ SIZES = (1024, 2048)
 
 
 def measure(inputs: Inputs) -> Report:
-    """Measure each limit in turn, with one thread and with all."""
+    """Measure each limit in turn, with one thread and with all; or tune the kernels."""
+    if inputs.tune:
+        from plait.cli.benches import tune
+
+        return tune.measure(inputs)
     report = Report("limits of this machine", provenance=provenance(seed=0))
     threads = torch.get_num_threads()
     report.add("threads", threads)

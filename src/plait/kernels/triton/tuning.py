@@ -1,18 +1,22 @@
 """How a kernel's block sizes and warps are chosen: good defaults, overridden by what was measured on this GPU.
 
 `config("rms_norm", D=4096)` is that kernel's row of DEFAULTS, unless this GPU, with this Triton, was measured at this
-class of shapes before (each number rounded up to a power of two). `tune` measures; the winners are kept in a small JSON
-file in the user's cache directory, one per GPU model and Triton version: nothing is searched while a model runs.
+class of shapes before (each number rounded up to a power of two). `tune` measures, one keyword after the other; the
+winners are kept in a small JSON file in the user's cache directory, one per GPU model and Triton version: nothing is
+searched while a model runs. `plait bench device --tune` tunes all kernels at the sizes of a model.
 
 A kernel takes its row as keywords: `kernel[grid](x, ..., **config("rms_norm", D=D))`.
 """
 
+import contextlib
 import functools
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -29,9 +33,14 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 # each kernel's file adds its rows
 DEFAULTS: dict[str, Config] = {}
 
-# set while `tune` tries a candidate: kernel, candidate, and the shape classes that asked for it.
-# a plain global, not a context variable: backward passes run in a thread of their own
-_trial: tuple[str, Config, set[str]] | None = None
+# a candidate must be faster than the default by so much to be kept: less is noise
+LEAST_GAIN = 0.02
+
+# set while `tune` tries a candidate: kernel and candidate; and, while somebody wants to know, the kernels that ask for
+# their keywords and the shape classes they ask for.
+# plain globals, not context variables: backward passes run in a thread of their own
+_trial: tuple[str, Config] | None = None
+_asked: dict[str, set[str]] | None = None
 
 
 @torch.compiler.assume_constant_result
@@ -44,54 +53,115 @@ def config(kernel: str, **shape: int) -> Config:
 
     Returns: a dictionary for the launch; do not change it.
     """
+    if _asked is not None:
+        _asked.setdefault(kernel, set()).add(_shape_class(kernel, shape))
     if _trial is not None and _trial[0] == kernel:
-        _trial[2].add(_shape_class(kernel, shape))
         return _trial[1]
     if not torch.cuda.is_available():
         return DEFAULTS[kernel]
     return _choose(kernel, torch.cuda.current_device(), tuple(shape.items()))
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What tuning one kernel found: keywords, and milliseconds with the default's (inf if it fails) and with these."""
+
+    kernel: str
+    classes: tuple[str, ...]
+    config: Config
+    default_ms: float
+    best_ms: float
+
+
+def launched(run: Callable[[], object]) -> float:
+    """Milliseconds of `run`, the median on the GPU with a cold cache."""
     time = triton.testing.do_bench(run, return_mode="median")
     return cast(float, time)
 
 
+def replayed(run: Callable[[], object]) -> float:
+    """As `launched`, of a captured graph: for work that takes less time than its launches."""
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return launched(graph.replay)
+
+
+def asked(run: Callable[[], object]) -> dict[str, tuple[str, ...]]:
+    """The kernels that `run` launches by their table's rows, and the shape classes it launches each with."""
+    global _asked
+    _asked = {}
+    try:
+        # a default that does not fit has asked before it fails
+        with contextlib.suppress(TritonError):
+            run()
+        return {kernel: tuple(sorted(classes)) for kernel, classes in _asked.items()}
+    finally:
+        _asked = None
+
+
 def tune(
-    kernel: str, candidates: Iterable[Config], run: Callable[[], object], *, timer: Callable[..., float] = _milliseconds
-) -> Config:
-    """Time each candidate on this GPU and keep the fastest for the shape classes that `run` uses.
+    kernel: str,
+    values: Mapping[str, Sequence[int]],
+    run: Callable[[], object],
+    *,
+    classes: Sequence[str] = (),
+    timer: Callable[[Callable[[], object]], float] = launched,
+) -> Tuned:
+    """Time a kernel's keywords on this GPU, one after the other, and keep the fastest for the classes `run` uses.
 
     Args:
-        kernel: a row of DEFAULTS.
-        candidates: keywords to try, with the names of that row; the row itself is tried first.
+        kernel: a row of DEFAULTS, from which the search begins.
+        values: keyword -> what to try; with every keyword the best values of those before it.
         run: calls the operation, which asks `config` for the kernel's keywords.
-        timer: takes `run`, returns its time; by default the median on the GPU.
+        classes: those that `asked(run)` found; by default they are asked for here.
+        timer: takes `run`, returns its time.
 
-    Returns: the fastest. Candidates that do not compile or fit are passed over.
-    Raises: ValueError if a candidate has other names, `run` never launches the kernel, or nothing runs.
+    Returns: the fastest, and its time beside the default's. What does not compile or fit is passed over.
+    Raises: ValueError for a keyword that the kernel lacks, if `run` never launches the kernel, or nothing runs.
     """
-    global _trial
-    best: tuple[float, Config] | None = None
-    classes: set[str] = set()
-    for candidate in [DEFAULTS[kernel], *candidates]:
-        if candidate.keys() != DEFAULTS[kernel].keys():
-            raise ValueError(f"candidate {candidate} of {kernel}: needs the names {', '.join(DEFAULTS[kernel])}")
-        _trial = (kernel, candidate, classes)
-        try:
-            time = timer(run)
-        except TritonError:
-            continue
-        finally:
-            _trial = None
-        if best is None or time < best[0]:
-            best = (time, candidate)
+    default = DEFAULTS[kernel]
+    for name in values:
+        if name not in default:
+            raise ValueError(f"{kernel} has no keyword {name!r} to try; it has {', '.join(default)}")
+    classes = tuple(classes) or asked(run).get(kernel, ())
     if not classes:
         raise ValueError(f"run never asks for the configuration of {kernel!r}; give the operation that launches it")
-    if best is None:
-        raise ValueError(f"no candidate for {kernel!r} compiles and fits on {_gpu()}")
-    _store(dict.fromkeys(sorted(classes), best[1]))
-    return best[1]
+    default_ms = _timed(kernel, default, run, timer)
+    best, best_ms = default, default_ms
+    for name, choices in values.items():
+        base = best
+        for value in choices:
+            if value != base[name]:
+                candidate = base | {name: value}
+                time = _timed(kernel, candidate, run, timer)
+                if time < best_ms * (1 - LEAST_GAIN if best is default else 1):
+                    best, best_ms = candidate, time
+    if math.isinf(best_ms):
+        raise ValueError(f"no candidate for {kernel!r} compiles and fits on {gpu_name()}")
+    _store(dict.fromkeys(classes, best))
+    return Tuned(kernel=kernel, classes=classes, config=best, default_ms=default_ms, best_ms=best_ms)
+
+
+def _timed(
+    kernel: str, candidate: Config, run: Callable[[], object], timer: Callable[[Callable[[], object]], float]
+) -> float:
+    global _trial
+    _trial = (kernel, candidate)
+    try:
+        return timer(run)
+    except TritonError:
+        return math.inf
+    except RuntimeError:
+        # the compiler's passes fail with these too; of the default it is a fault to be seen
+        if candidate is DEFAULTS[kernel]:
+            raise
+        return math.inf
+    finally:
+        _trial = None
 
 
 def _shape_class(kernel: str, shape: dict[str, int]) -> str:
@@ -101,18 +171,20 @@ def _shape_class(kernel: str, shape: dict[str, int]) -> str:
 
 @functools.cache
 def _choose(kernel: str, device: int, shape: tuple[tuple[str, int], ...]) -> Config:
-    found = _measured(_path()).get(_shape_class(kernel, dict(shape)), {})
+    found = _measured(cache_file()).get(_shape_class(kernel, dict(shape)), {})
     # a row kept by an older Plait may have other names
     return found if found.keys() == DEFAULTS[kernel].keys() else DEFAULTS[kernel]
 
 
-def _gpu() -> str:
+def gpu_name() -> str:
+    """What the cache on disk is kept for."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _path() -> Path:
+def cache_file() -> Path:
+    """Where this GPU's winners are kept."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{_gpu()} triton {triton.__version__}")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{gpu_name()} triton {triton.__version__}")
     return home / "plait" / "tuning" / f"{name}.json"
 
 
@@ -137,7 +209,7 @@ def _is_config(row: object) -> bool:
 
 def _store(found: dict[str, Config]) -> None:
     """Add rows to this GPU's file: read again (another process may have written), write aside, rename."""
-    path = _path()
+    path = cache_file()
     _measured.cache_clear()
     table = {**_measured(path), **found}
     aside = path.with_name(f"{path.name}.{os.getpid()}")
