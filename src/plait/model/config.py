@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from plait.config import ConfigError, from_dict, nearest, read_fields, to_dict
-from plait.model.layer import Cost, LayerSpec, require
+from plait.model.layer import OFF, Cost, LayerSpec, require
 from plait.model.layers import KINDS
 from plait.model.presets import PRESETS
 
@@ -166,7 +166,8 @@ def _of_pattern(pattern: str, sections: Mapping[str, object], at: str) -> tuple[
 
 
 def _present(spec: LayerSpec) -> dict[str, object]:
-    return {k: v for k, v in to_dict(spec).items() if v is not None}
+    # options that are off stay unwritten, so that a model without them is written as ever
+    return {k: v for k, v in to_dict(spec).items() if v is not None and (k not in OFF or v != OFF[k])}
 
 
 def _spec(item: object, where: str) -> LayerSpec:

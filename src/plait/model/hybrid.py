@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.config import ConfigError, nearest
+from plait.model import sigma
 from plait.model.cache import Cache
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec, Norm, Span, State
@@ -43,17 +44,30 @@ class Output:
 
 
 class Block(nn.Module):
-    """One layer with its residual: x + mixer(norm(x))."""
+    """One layer with its residual: x + mixer(norm(x)), or with the options of LayerSpec."""
 
     def __init__(self, spec: LayerSpec, config: ModelConfig, recipe: PrecisionRecipe) -> None:
         super().__init__()
-        self.norm = Norm(config.d_model, config.norm_eps)
+        self.norm = Norm(config.d_model, config.norm_eps) if spec.pre_norm else None
+        self.post_norm = Norm(config.d_model, config.norm_eps) if spec.post_norm else None
+        self.scale = nn.Parameter(torch.empty(config.d_model)) if spec.layer_scale is not None else None
         self.mixer = KINDS[spec.symbol].build(spec, config.d_model, config.norm_eps, recipe)
         self.compute = recipe.compute
 
     def forward(self, x: Tensor, span: Span, state: object = None) -> Tensor:
         """(B, L, D) to (B, L, D) in x.dtype."""
-        return x + self.mixer(self.norm(x).to(self.compute), span, state)
+        y = x if self.norm is None else self.norm(x)
+        y = self.mixer(y.to(self.compute), span, state)
+        if self.post_norm is not None:
+            y = self.post_norm(y)
+        if self.scale is not None:
+            y = y * self.scale.to(y.dtype)
+        return x + y
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is x + mixer(norm(x))."""
+        return self.norm is not None and self.post_norm is None and self.scale is None
 
 
 class Hybrid(nn.Module):
@@ -169,7 +183,7 @@ class Hybrid(nn.Module):
         x = F.embedding(input_ids, self.embed.weight).to(stream)
         streams = [x]
         states = [None] * len(self.blocks) if cache is None else cache.states
-        if cache is not None and x.is_cuda and not keeps_all:
+        if cache is not None and x.is_cuda and not keeps_all and all(block.is_plain for block in self.blocks):
             with torch.no_grad():
                 x = self._joined(x, span, cache.states)
             return x, (x,)
@@ -185,7 +199,7 @@ class Hybrid(nn.Module):
     def _joined(self, x: Tensor, span: Span, states: Sequence[State | None]) -> Tensor:
         """All layers and the final norm, each addition to the stream in one operation with the norm that follows it."""
         blocks = [block for block in self.blocks if isinstance(block, Block)]
-        norms = [*(block.norm for block in blocks), self.norm]
+        norms = [*(block.norm for block in blocks if block.norm is not None), self.norm]
         y = norms[0](x).to(self.recipe.compute)
         for block, state, norm in zip(blocks, states, norms[1:], strict=True):
             y, x = add_rms_norm(block.mixer(y, span, state), x, norm.weight, eps=norm.eps)
@@ -296,8 +310,13 @@ def build(
     for i, spec in enumerate(config.layers):
         block = model.blocks[i].to_empty(device="cpu")
         assert isinstance(block, Block)
-        block.norm.weight.fill_(1.0)
+        for norm in (block.norm, block.post_norm):
+            if norm is not None:
+                norm.weight.fill_(1.0)
+        if block.scale is not None:
+            block.scale.fill_(spec.layer_scale or 0.0)
         KINDS[spec.symbol].init(block.mixer, config.init_std, len(config.layers), generator)
+        sigma.begin(block.mixer, generator)
         if coded is not None:
             # block by block, so that one block at a time is in memory as masters
             hold_as_codes(model, coded, f"blocks.{i}", chosen.compute)

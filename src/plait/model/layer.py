@@ -14,12 +14,37 @@ from torch import Tensor, nn
 
 from plait.ops.norm import rms_norm
 
+# what a layer may do besides the formula of its kind, by the name in its spec, and the value at which it does not
+OFF: dict[str, object] = {
+    "pre_norm": True,
+    "post_norm": False,
+    "layer_scale": None,
+    "sigma_reparam": False,
+    "v_norm": False,
+    "soft_temp": None,
+    "soft_cap": None,
+    "soft_clip": None,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """Sizes of one layer; each kind has its own subclass."""
+    """Sizes of one layer; each kind has its own subclass.
+
+    For training at high rates, any kind may change its residual branch x + scale * post_norm(mixer(norm(x))):
+    pre_norm: whether `norm` is there. post_norm: whether the mixer's output is normed. layer_scale: what a learned
+    factor per channel begins with, None for no factor. sigma_reparam: see model/sigma.py.
+    """
 
     symbol: ClassVar[str]
+    pre_norm: bool = True
+    post_norm: bool = False
+    layer_scale: float | None = None
+    sigma_reparam: bool = False
+
+    def extras(self) -> dict[str, object]:
+        """The options of OFF that are on; most formats and the fastest paths of decoding know none of them."""
+        return {name: value for name, off in OFF.items() if (value := getattr(self, name, off)) != off}
 
 
 def require(spec: object, *, at_least_one: tuple[str, ...] = (), positive: tuple[str, ...] = ()) -> None:
@@ -31,7 +56,7 @@ def require(spec: object, *, at_least_one: tuple[str, ...] = (), positive: tuple
         if getattr(spec, field) < 1:
             raise ValueError(f"{field}={getattr(spec, field)}: must be at least 1")
     for field in positive:
-        if not getattr(spec, field) > 0:
+        if getattr(spec, field) is not None and not getattr(spec, field) > 0:
             raise ValueError(f"{field}={getattr(spec, field)}: must be more than 0")
 
 
@@ -123,6 +148,16 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) to (..., d), in x.dtype."""
         return rms_norm(x, self.weight, eps=self.eps)
+
+
+def branch_params(spec: LayerSpec, d_model: int) -> int:
+    """Numbers of a block's norms and scale around its mixer."""
+    return d_model * (spec.pre_norm + spec.post_norm + (spec.layer_scale is not None))
+
+
+def sigma_params(spec: LayerSpec, *matrices: tuple[int, int]) -> int:
+    """Numbers that reparametrised linear layers of these (inputs, outputs) hold besides their weights."""
+    return sum(d_in + d_out + 1 for d_in, d_out in matrices) if spec.sigma_reparam else 0
 
 
 def no_state(spec: LayerSpec, batch: int, device: torch.device, dtype: torch.dtype) -> None:

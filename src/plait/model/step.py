@@ -111,7 +111,7 @@ def _capture(model: Model, cache: Cache) -> Tape:
     tape.embed(model.embed)
     for block, spec, state in zip(model.blocks, model.config.layers, cache.states, strict=True):
         capture = KINDS[spec.symbol].capture
-        if capture is None:
+        if capture is None or spec.extras():
             raise UnfitError
         tape.begin_layer()
         capture(block.mixer, tape, block.norm, state)

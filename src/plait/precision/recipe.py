@@ -18,7 +18,7 @@ from plait.precision.linear import Linear
 from plait.precision.weight_only import WeightOnlyLinear
 
 # endings of names; exponentials and tiny differences hang on these, half precision loses both
-ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction")
+ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction", ".gamma", ".left", ".right")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,9 @@ def groups(model: nn.Module, kind: str = "adamw") -> dict[str, dict[str, nn.Para
 def _group(name: str, parameter: Tensor, kind: str) -> str:
     if parameter.ndim < 2:
         return "no decay"
-    hidden = name.startswith("blocks.") and name.endswith(("_proj.weight", "latent_in.weight", "latent_out.weight"))
+    hidden = name.startswith("blocks.") and name.endswith(
+        ("_proj.weight", "_proj.linear.weight", "latent_in.weight", "latent_out.weight")
+    )
     return "muon" if kind == "muon" and hidden and parameter.ndim == 2 else "decay"
 
 

@@ -42,7 +42,12 @@ def shared_fields(fields: Fields) -> dict[str, object]:
 
 
 def write_shared(config: ModelConfig) -> dict[str, object]:
-    """The reverse of `shared_fields`."""
+    """The reverse of `shared_fields`.
+
+    Raises: CheckpointError for options of layers that no Hugging Face family has.
+    """
+    if extras := sorted({name for spec in config.layers for name in spec.extras()}):
+        raise refuse(config.family or "a Hugging Face family", ", ".join(extras))
     eos = list(config.eos_ids)
     return {
         "vocab_size": config.vocab_size,

@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, require
+from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, branch_params, fill, require, sigma_params
+from plait.model.sigma import linears
 from plait.ops.conv import causal_conv1d, causal_conv1d_step, conv_window
 from plait.ops.norm import gated_rmsnorm
 from plait.ops.ssd import NO_LIMIT, selective_state_update, ssd
@@ -46,7 +47,7 @@ class Mamba2(LayerSpec):
 
     def __post_init__(self) -> None:
         sizes = ("n_heads", "head_dim", "d_state", "n_groups", "conv_width", "chunk")
-        require(self, at_least_one=sizes, positive=("dt_min", "dt_max", "dt_floor"))
+        require(self, at_least_one=sizes, positive=("dt_min", "dt_max", "dt_floor", "layer_scale"))
         low, high = self.dt_limit
         if not 0 <= low < high:
             raise ValueError(f"dt_limit={self.dt_limit}: must be two numbers, 0 or more, the second the larger")
@@ -106,13 +107,14 @@ class Mamba2Mixer(nn.Module):
     def __init__(self, spec: Mamba2, d_model: int, eps: float, recipe: PrecisionRecipe) -> None:
         super().__init__()
         self.spec = spec
-        self.in_proj = recipe.linear(d_model, spec.d_in_proj, bias=spec.proj_bias, role="mamba2.in_proj")
+        linear = linears(spec, recipe)
+        self.in_proj = linear(d_model, spec.d_in_proj, bias=spec.proj_bias, role="mamba2.in_proj")
         self.conv = Conv(spec.conv_dim, spec.conv_width, spec.conv_bias)
         self.A_log = nn.Parameter(torch.empty(spec.n_heads))
         self.D = nn.Parameter(torch.empty(spec.n_heads))
         self.dt_bias = nn.Parameter(torch.empty(spec.n_heads))
         self.norm = Norm(spec.d_inner, eps)
-        self.out_proj = recipe.linear(spec.d_inner, d_model, bias=spec.proj_bias, role="mamba2.out_proj")
+        self.out_proj = linear(spec.d_inner, d_model, bias=spec.proj_bias, role="mamba2.out_proj")
 
     def forward(self, u: Tensor, span: Span, state: Mamba2State | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); continues from and updates `state` when there is one."""
@@ -189,7 +191,8 @@ def _init(mixer: Mamba2Mixer, std: float, n_layers: int, generator: torch.Genera
 def _cost(s: Mamba2, d_model: int) -> Cost:
     biases = s.d_in_proj + d_model if s.proj_bias else 0
     matrices = d_model * (s.d_in_proj + s.d_inner)
-    params = matrices + biases + s.conv_dim * (s.conv_width + s.conv_bias) + 3 * s.n_heads + s.d_inner + d_model
+    params = matrices + biases + s.conv_dim * (s.conv_width + s.conv_bias) + 3 * s.n_heads + s.d_inner
+    params += branch_params(s, d_model) + sigma_params(s, (d_model, s.d_in_proj), (s.d_inner, d_model))
     state = s.d_inner * s.d_state
     return Cost(
         params=params,

@@ -12,7 +12,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Norm, Span, fill, no_state, require
+from plait.model.layer import (
+    Cost,
+    LayerKind,
+    LayerSpec,
+    Norm,
+    Span,
+    branch_params,
+    fill,
+    no_state,
+    require,
+    sigma_params,
+)
+from plait.model.sigma import linears
 from plait.ops.activation import gate, squared_relu
 from plait.ops.tape import Tape
 from plait.precision.recipe import PrecisionRecipe
@@ -30,7 +42,7 @@ class MLP(LayerSpec):
     sub_norm: bool = False
 
     def __post_init__(self) -> None:
-        require(self, at_least_one=("d_ff",))
+        require(self, at_least_one=("d_ff",), positive=("layer_scale",))
         if self.activation == "silu" and not self.gated:
             raise ValueError("activation='silu' of an MLP layer needs gated=true (SwiGLU); ungated layers use 'relu2'")
 
@@ -41,10 +53,11 @@ class MLPMixer(nn.Module):
     def __init__(self, spec: MLP, d_model: int, eps: float, recipe: PrecisionRecipe) -> None:
         super().__init__()
         self.spec = spec
-        self.up_proj = recipe.linear(d_model, spec.d_ff, bias=spec.bias, role="mlp.up_proj")
-        self.gate_proj = recipe.linear(d_model, spec.d_ff, bias=spec.bias, role="mlp.gate_proj") if spec.gated else None
+        linear = linears(spec, recipe)
+        self.up_proj = linear(d_model, spec.d_ff, bias=spec.bias, role="mlp.up_proj")
+        self.gate_proj = linear(d_model, spec.d_ff, bias=spec.bias, role="mlp.gate_proj") if spec.gated else None
         self.sub_norm = Norm(spec.d_ff, eps) if spec.sub_norm else None
-        self.down_proj = recipe.linear(spec.d_ff, d_model, bias=spec.bias, role="mlp.down_proj")
+        self.down_proj = linear(spec.d_ff, d_model, bias=spec.bias, role="mlp.down_proj")
 
     def forward(self, x: Tensor, span: Span | None = None, state: None = None) -> Tensor:
         """(B, L, D) to (B, L, D), token by token."""
@@ -62,7 +75,9 @@ def _init(mixer: MLPMixer, std: float, n_layers: int, generator: torch.Generator
 def _cost(s: MLP, d_model: int) -> Cost:
     matrices = (3 if s.gated else 2) * d_model * s.d_ff
     biases = (1 + s.gated) * s.d_ff + d_model if s.bias else 0
-    params = matrices + biases + (s.d_ff if s.sub_norm else 0) + d_model
+    shapes = [(d_model, s.d_ff)] * (1 + s.gated) + [(s.d_ff, d_model)]
+    norms = (s.d_ff if s.sub_norm else 0) + branch_params(s, d_model)
+    params = matrices + biases + norms + sigma_params(s, *shapes)
     return Cost(params=params, active_params=params, flops_per_token=2 * matrices)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.model.layer import Cost, LayerKind, LayerSpec, Span, fill, no_state, require
+from plait.model.layer import Cost, LayerKind, LayerSpec, Span, branch_params, fill, no_state, require
 from plait.model.layers.mlp import MLP, MLPMixer
 from plait.ops.moe import experts, route
 from plait.precision.recipe import PrecisionRecipe
@@ -41,7 +41,10 @@ class MoE(LayerSpec):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        require(self, at_least_one=("n_experts", "n_chosen", "d_ff", "n_groups", "n_top_groups"), positive=("scale",))
+        sizes = ("n_experts", "n_chosen", "d_ff", "n_groups", "n_top_groups")
+        require(self, at_least_one=sizes, positive=("scale", "layer_scale"))
+        if self.sigma_reparam:
+            raise ValueError("sigma_reparam=true of an experts layer: stacked experts have no such form; leave it out")
         if self.d_shared < 0 or (self.d_latent is not None and self.d_latent < 1):
             raise ValueError(
                 f"d_shared={self.d_shared}, d_latent={self.d_latent}: widths must be positive, or left out"
@@ -121,7 +124,7 @@ def _cost(s: MoE, d_model: int) -> Cost:
     biases = 0
     if s.bias:
         biases = (s.d_shared + d_model if s.d_shared else 0) + (s.d_latent + d_model if s.d_latent else 0)
-    rest = always + biases + s.n_experts + d_model
+    rest = always + biases + s.n_experts + branch_params(s, d_model)
     active = s.n_chosen * expert
     return Cost(params=s.n_experts * expert + rest, active_params=active + rest, flops_per_token=2 * (active + always))
 
