@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plait.ops.cast import decode, encode, minifloat
+from plait.ops.cast import encode, minifloat
 from plait.ops.dispatch import Op
 from plait.ops.random import uniform
 
@@ -27,7 +27,12 @@ Block = Literal["row"] | tuple[int, int] | None
 
 @Op
 def quantize_fp8(
-    x: Tensor, element: FP8 = "e4m3", *, block: Block = None, power_of_two: bool = False, seed: int | Tensor | None = None
+    x: Tensor,
+    element: FP8 = "e4m3",
+    *,
+    block: Block = None,
+    power_of_two: bool = False,
+    seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Round a tensor to FP8 codes; TransformerEngine's order of operations.
 
@@ -44,14 +49,35 @@ def quantize_fp8(
     amax = block_amax(x, block)
     scale = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, power_of_two)
     noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
-    return encode(x.float() * spread(scale, block), element, noise=noise), 1.0 / scale
+    return encode(x.float() * spread(scale, x.shape), element, noise=noise), 1.0 / scale
 
 
 @Op
-def dequantize_fp8(codes: Tensor, descale: Tensor, *, block: Block = None) -> Tensor:
-    """The float32 numbers that codes and descale of `quantize_fp8` stand for; `block` as it was there."""
-    element = "e5m2" if codes.dtype == torch.float8_e5m2 else "e4m3"
-    return decode(codes, element) * spread(descale, block)
+def dequantize_fp8(codes: Tensor, descale: Tensor) -> Tensor:
+    """The float32 numbers that codes and descale of `quantize_fp8` stand for.
+
+    Args:
+        codes: (..., R, C) float8.
+        descale: float32, () or of as many dimensions as codes.
+
+    Returns: float32 in codes' shape.
+    Raises: ValueError if the shapes of codes and descale do not belong together.
+    """
+    return codes.float() * spread(descale, codes.shape)
+
+
+def export_fp8(w: Tensor, *, weight_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Round a weight to E4M3 as ModelOpt writes checkpoints for inference engines: one scale, w rounded twice.
+
+    Args:
+        w: any shape, any float dtype, not all zeros.
+        weight_scale: amax / 448 of all the weights that share it; None takes w's own.
+
+    Returns: codes float8_e4m3fn in w's shape; weight_scale () float32, so that w ~ code * weight_scale.
+    """
+    if weight_scale is None:
+        weight_scale = exact_quotient(block_amax(w, None), minifloat("e4m3").largest)
+    return encode((w.float() / weight_scale).to(w.dtype), "e4m3"), weight_scale
 
 
 def fp8_scale(amax: Tensor, largest: float, limit: float, power_of_two: bool) -> Tensor:
@@ -61,7 +87,7 @@ def fp8_scale(amax: Tensor, largest: float, limit: float, power_of_two: bool) ->
         amax: float32, any shape; largest: of the element; limit: of the input's dtype, that a scale must not overflow.
         power_of_two: round down to a power of two.
     """
-    scale = torch.where(amax == 0, 1.0, (largest / amax).clamp(max=limit))
+    scale = torch.where(amax == 0, 1.0, exact_quotient(largest, amax).clamp(max=limit))
     if power_of_two:
         power = (scale.view(torch.int32) & 0x7F800000).view(torch.float32)
         scale = torch.where(scale.isnan(), scale, power)
@@ -69,11 +95,22 @@ def fp8_scale(amax: Tensor, largest: float, limit: float, power_of_two: bool) ->
     return torch.where(amax.isfinite(), scale, torch.nan)
 
 
+def exact_quotient(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a / b, rounded once; one of them is a float32 tensor.
+
+    Torch itself takes number / tensor for number * (1 / tensor), and on GPUs tensor / number for a product too.
+    """
+    if isinstance(b, Tensor):
+        return (a if isinstance(a, Tensor) else torch.full_like(b, a)) / b
+    assert isinstance(a, Tensor)
+    return a / torch.full_like(a, b)
+
+
 def block_amax(x: Tensor, block: Block) -> Tensor:
     """Largest magnitudes, float32: () for None, (..., 1) for "row", (..., R / r, C / c) for tiles of (r, c)."""
     a = x.abs()
     if block is None:
-        return a.amax().float()
+        return (a.amax() if a.numel() else a.new_zeros(())).float()
     if block == "row":
         return a.amax(-1, keepdim=True).float()
     rows, columns = check_block(x.shape, block)
@@ -81,13 +118,19 @@ def block_amax(x: Tensor, block: Block) -> Tensor:
     return (a.unflatten(-2, (-1, rows)).amax(-2) if rows > 1 else a).float()
 
 
-def spread(scale: Tensor, block: Block) -> Tensor:
-    """Scales of `block_amax`'s shape in a shape that multiplies the numbers they belong to."""
-    if block is None or block == "row":
-        return scale
-    rows, columns = block
-    scale = scale.repeat_interleave(columns, -1)
-    return scale.repeat_interleave(rows, -2) if rows > 1 else scale
+def spread(scale: Tensor, shape: torch.Size) -> Tensor:
+    """Repeat the scales of blocks until they multiply a tensor of this shape; ValueError if they cannot."""
+    fits = scale.dim() == 0 or scale.dim() == len(shape)
+    for dim in range(-1, -scale.dim() - 1, -1) if fits else ():
+        times, rest = divmod(shape[dim], max(scale.shape[dim], 1))
+        fits = fits and rest == 0 and (times <= 1 or dim >= -2)
+        if fits and times > 1 and scale.shape[dim] > 1:
+            scale = scale.repeat_interleave(times, dim)
+    if not fits:
+        raise ValueError(
+            f"scales that do not belong to codes of shape {tuple(shape)}: their dimensions must divide the codes'"
+        )
+    return scale
 
 
 def check_block(shape: torch.Size, block: tuple[int, int]) -> tuple[int, int]:
@@ -98,6 +141,8 @@ def check_block(shape: torch.Size, block: tuple[int, int]) -> tuple[int, int]:
     if shape[-1] % columns or (rows > 1 and shape[-2] % rows):
         raise ValueError(
             f"block={block} does not divide a tensor of shape {tuple(shape)}: pad its last dimension to a multiple of "
-            f"{columns}" + (f" and the one before to a multiple of {rows}" if rows > 1 else "") + ", or leave it unquantised"
+            f"{columns}"
+            + (f" and the one before to a multiple of {rows}" if rows > 1 else "")
+            + ", or leave it unquantised"
         )
     return rows, columns

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from plait.ops.cast import decode, encode, minifloat, pack_fp4, unpack_fp4
 from plait.ops.dispatch import Op
-from plait.ops.fp8 import block_amax, spread
+from plait.ops.fp8 import block_amax, exact_quotient, spread
 from plait.ops.random import uniform
 
 BLOCK = (1, 32)
@@ -45,10 +45,10 @@ def quantize_mx(
     Raises: ValueError if 32 does not divide D.
     """
     scales = mx_scale(block_amax(x, BLOCK), element, rounding)
-    # 2^-127 as a divisor would be a subnormal number
-    power = decode(scales, "e8m0").clamp(min=2.0**-126)
+    # 2^-127 is no divisor: with "rceil" numbers so small are not scaled (they become zero), else a little less
+    power = torch.where(scales == 0, 1.0 if rounding == "rceil" else 2.0**-126, decode(scales, "e8m0"))
     noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
-    codes = encode(x.float() / spread(power, BLOCK), element, noise=noise)
+    codes = encode(x.float() / spread(power, x.shape), element, noise=noise)
     return pack_fp4(codes) if element == "e2m1" else codes, scales
 
 
@@ -59,7 +59,7 @@ def dequantize_mx(codes: Tensor, scales: Tensor) -> Tensor:
         values = decode(unpack_fp4(codes), "e2m1")
     else:
         values = decode(codes, "e5m2" if codes.dtype == torch.float8_e5m2 else "e4m3")
-    return values * spread(decode(scales, "e8m0"), BLOCK)
+    return values * spread(decode(scales, "e8m0"), values.shape)
 
 
 def mx_scale(amax: Tensor, element: MXElement, rounding: Rounding) -> Tensor:
@@ -67,13 +67,14 @@ def mx_scale(amax: Tensor, element: MXElement, rounding: Rounding) -> Tensor:
     form = minifloat(element)
     e_max = int(math.log2(form.largest))
     if rounding == "rceil":
-        amax, e_max = amax / form.largest, 0
+        amax, e_max = exact_quotient(amax, form.largest), 0
     bits = amax.view(torch.int32)
     if rounding == "even":
         bits = bits + (1 << (22 - form.mantissa))
     exponent = bits >> 23
     if rounding in ("rceil", "ceil"):
-        exponent = exponent + ((bits & 0x7FFFFF) != 0)
+        # a subnormal number is at most 2^-127 up to half of its bits
+        exponent = exponent + ((bits & 0x7FFFFF) > torch.where(exponent == 0, 0x400000, 0))
     elif rounding not in ("floor", "even"):
         raise ValueError(f"rounding={rounding!r} is unknown; choose floor, rceil, ceil or even")
     code = (exponent - e_max).clamp(0, 254)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from plait.ops.cast import decode, encode, pack_fp4, unpack_fp4
 from plait.ops.dispatch import Op
-from plait.ops.fp8 import block_amax, check_block, spread
+from plait.ops.fp8 import block_amax, check_block, exact_quotient, spread
 from plait.ops.hadamard import hadamard16
 from plait.ops.random import uniform
 
@@ -66,22 +66,28 @@ def quantize_nvfp4(
     scales = encode((amax_b * (G * (1.0 / 6.0))).clamp(max=448.0), "e4m3")
     # infinite for blocks whose scale is 0: their numbers are 0, or too small for any scale
     factor = (1.0 / (decode(scales, "e4m3") * (1.0 / G))).clamp(max=_FLOAT_MAX)
-    scaled = x.float() * spread(factor, block)
+    scaled = x.float() * spread(factor, x.shape)
     noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
     codes = encode(torch.where(scaled == 0, 0.0, scaled), "e2m1", noise=noise)
     return pack_fp4(codes), scales, amax
 
 
 @Op
-def dequantize_nvfp4(codes: Tensor, scales: Tensor, amax: Tensor, *, block: Block = ROW) -> Tensor:
-    """The float32 numbers that codes, scales and amax of `quantize_nvfp4` stand for; `block` as it was there."""
+def dequantize_nvfp4(codes: Tensor, scales: Tensor, amax: Tensor) -> Tensor:
+    """The float32 numbers that codes, scales and amax of `quantize_nvfp4` stand for (still rotated, if they were)."""
     values = decode(unpack_fp4(codes), "e2m1")
-    return values * spread(decode(scales, "e4m3"), block) * (1.0 / global_scale(amax))
+    return values * spread(decode(scales, "e4m3") * global_descale(amax), values.shape)
 
 
 def global_scale(amax: Tensor) -> Tensor:
-    """G () float32 of a tensor with this largest magnitude; 1 / G is its tensor-wide descale."""
-    return torch.where(amax == 0, 1.0, (LARGEST / amax).clamp(max=_FLOAT_MAX))
+    """G () float32, by which a tensor with this largest magnitude is scaled as a whole."""
+    return torch.where(amax == 0, 1.0, exact_quotient(LARGEST, amax).clamp(max=_FLOAT_MAX))
+
+
+def global_descale(amax: Tensor) -> Tensor:
+    """1 / G () float32, the tensor-wide factor of products of codes and block scales."""
+    # as TransformerEngine decodes: 2688 times the rounded 1 / amax, which may differ from G in its last bit
+    return torch.where(amax == 0, 1.0, 1.0 / (LARGEST * (1.0 / amax)).clamp(max=_FLOAT_MAX))
 
 
 def export_nvfp4(w: Tensor, *, scale_2: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,8 +103,8 @@ def export_nvfp4(w: Tensor, *, scale_2: Tensor | None = None) -> tuple[Tensor, T
     """
     check_block(w.shape, ROW)
     amax_b = block_amax(w, ROW)
-    scale_2 = amax_b.amax() / LARGEST if scale_2 is None else scale_2.float()
+    scale_2 = exact_quotient(amax_b.amax(), LARGEST) if scale_2 is None else scale_2.float()
     scale = (amax_b / (6.0 * scale_2)).clamp(2.0**-9, 448.0)
     scales = encode(torch.where(amax_b == 0, 1.0, scale), "e4m3")
-    scaled = w.float() / spread(decode(scales, "e4m3") * scale_2, ROW)
+    scaled = w.float() / spread(decode(scales, "e4m3") * scale_2, w.shape)
     return pack_fp4(encode(torch.where(scaled == 0, 0.0, scaled), "e2m1")), scales, scale_2
