@@ -1,5 +1,6 @@
 """The captured step, run directly: the same tokens as the ordinary decode, whatever the batch, padding and settings."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -142,18 +143,92 @@ def test_a_stream_that_is_left_or_ended_leaves_a_session_that_goes_on(tiny: Tiny
 @pytest.mark.usefixtures("captured")
 def test_the_engine_decodes_batches_with_it_and_penalties_without(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
-    real = graph.decode
+    real = graph.generate
 
-    def noted(model: Hybrid, rows: Sequence[Row], cache: Cache, *rest: object) -> object:
+    def noted(model: Hybrid, rows: Sequence[Row], *rest: object) -> object:
         used.append(len(rows))
-        return real(model, rows, cache, *rest)  # type: ignore[arg-type]
+        return real(model, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(graph, "decode", noted)
+    monkeypatch.setattr(graph, "generate", noted)
     engine, asked = Engine(tiny(), max_batch=2), prompts(5, 6, 30)
     ids = [c.token_ids for c in engine.generate(asked, GREEDY)]
     assert used == [1, 2] or used == [2, 1]
     assert [c.token_ids for c in engine.generate(asked, replace(GREEDY, repetition_penalty=1.0 + 1e-9))] == ids
     assert len(used) == 2
+
+
+def held_bytes(cache: Cache) -> int:
+    """Bytes that a cache has allocated: spare room counts."""
+    states = [state for state in cache.states if state is not None]
+    kept = [t for state in states for t in vars(state).values() if isinstance(t, torch.Tensor)]
+    return sum(t.untyped_storage().nbytes() for t in kept)
+
+
+@pytest.mark.usefixtures("captured")
+@pytest.mark.parametrize("lengths", [(50, 50, 50, 50, 50), (44, 49, 50, 47, 45, 50), (9, 7, 8, 9, 8, 7, 9)])
+def test_prompts_are_read_a_few_rows_at_a_time_beside_the_static_cache_alone(
+    tiny: Tiny, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, chunk = tiny("M*-*"), prompts(*lengths), 24
+    alone = [next(Engine(model).generate(prompt, GREEDY)).token_ids for prompt in asked]
+    alive: weakref.WeakSet[Cache] = weakref.WeakSet()
+    peaks: list[tuple[int, int]] = []
+    begin, hidden = Cache.__init__, Hybrid.hidden
+
+    def born(self: Cache, *args: object, **kwargs: object) -> None:
+        begin(self, *args, **kwargs)  # type: ignore[arg-type]
+        alive.add(self)
+
+    def noted(self: Hybrid, ids: torch.Tensor, *args: object, **kwargs: object) -> object:
+        out = hidden(self, ids, *args, **kwargs)  # type: ignore[arg-type]
+        # the smaller steps' caches are views of the largest one's
+        ordinary = [held_bytes(cache) for cache in alive if not isinstance(cache, graph.StaticCache)]
+        peaks.append((len(ordinary), sum(ordinary)))
+        assert ids.shape[1] == 1 or ids.numel() <= chunk
+        return out
+
+    monkeypatch.setattr(Cache, "__init__", born)
+    monkeypatch.setattr(Hybrid, "hidden", noted)
+    engine = Engine(model, prefill_chunk=chunk)
+    assert [c.token_ids for c in engine.generate(asked, GREEDY)] == alone
+    ordered = sorted(lengths, reverse=True)
+    groups = [ordered[part] for part in graph.parts(ordered, chunk)]
+    most = max(held_bytes(model.cache(len(group), capacity=max(group))) for group in groups)
+    assert max(n for n, _ in peaks) == 1 and max(b for _, b in peaks) == most
+    # decoding has none but the static one
+    assert peaks[-1] == (0, 0)
+    static = engine._captured.cache
+    assert static is not None and held_bytes(static) == static.batch * held_bytes(model.cache(1, static.capacity))
+
+
+def test_which_prompts_are_read_together() -> None:
+    assert graph.parts([9, 9, 8, 3, 3, 2], 18) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    assert graph.parts([65536] * 3, 2048) == [slice(i, i + 1) for i in range(3)]
+    assert graph.parts([2, 9], 18) == [slice(0, 2)] and graph.parts([2, 10], 18) == [slice(0, 1), slice(1, 2)]
+
+
+@pytest.mark.usefixtures("captured")
+def test_a_batch_that_does_not_fit_is_halved_and_one_that_cannot_be_captured_decoded_plainly(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, tried = tiny("M*-"), prompts(5, 9, 7, 8), []
+    exact = [c.token_ids for c in Engine(model).generate(asked, GREEDY)]
+    ready = Steps.ready
+
+    def short(self: Steps, batch: int, capacity: int) -> list[graph.Step]:
+        tried.append(batch)
+        if batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ready(self, batch, capacity)
+
+    monkeypatch.setattr(Steps, "ready", short)
+    assert [c.token_ids for c in Engine(model).generate(asked, GREEDY)] == exact and tried == [4, 2, 2]
+
+    def never(self: Steps, batch: int, capacity: int) -> list[graph.Step]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Steps, "ready", never)
+    assert [c.token_ids for c in Engine(model).generate(asked, GREEDY)] == exact
 
 
 def test_logits_that_are_no_numbers_stop_the_decode(tiny: Tiny) -> None:

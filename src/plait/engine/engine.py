@@ -152,17 +152,22 @@ class Engine:
             return graph.decode(self.model, rows, cache, logits, self._captured)
         return decode(self.model, rows, cache, logits)
 
+    def _answers(self, group: Sequence[Row]) -> Generator[list[int], None, None]:
+        if self._captured.serves(group):
+            return graph.generate(self.model, group, self.prefill_chunk, self._captured)
+        cache = self.model.cache(len(group), capacity=room(group, self.model.config.max_context))
+        logits = prefill(self.model, [row.prompt for row in group], cache, self.prefill_chunk)
+        return decode(self.model, group, cache, logits)
+
     @torch.inference_mode()
     def _run(self, rows: Sequence[Row]) -> Iterator[Completion]:
         waiting = {}
         due = 0
         for members in groups([len(row.prompt) for row in rows], self.max_batch, self.prefill_chunk):
             group = [rows[i] for i in members]
-            cache = self.model.cache(len(group), capacity=room(group, self.model.config.max_context))
             for row in group:
                 row.begin()
-            logits = prefill(self.model, [row.prompt for row in group], cache, self.prefill_chunk)
-            for _ in self._decode(group, cache, logits):
+            for _ in self._answers(group):
                 pass
             waiting |= dict(zip(members, group, strict=True))
             while due in waiting:

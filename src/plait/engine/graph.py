@@ -176,18 +176,84 @@ def decode(
     Yields: the ids drawn in this step, before they are fed.
     Raises: FloatingPointError if a row of logits holds no number.
     """
-    rows = list(rows)
-    lengths = cache.lengths.tolist()
-    capacity = runner.room(rows, model.config.max_context)
     try:
-        ladder = steps.ready(len(rows), capacity)
+        ladder = steps.ready(len(rows), runner.room(rows, model.config.max_context))
     except RuntimeError as error:
         steps.give_up(error)
         yield from runner.decode(model, rows, cache, logits)
         return
+    ladder[-1].cache.clear()
+    ladder[-1].cache.take(cache)
+    yield from _decode(model, rows, ladder, logits, cache)
+
+
+def generate(model: Hybrid, rows: Sequence[Row], chunk: int, steps: Steps) -> Generator[list[int], None, None]:
+    """Read the prompts of some sequences and write their answers, with one prompt cache of a few rows at a time.
+
+    Beside the weights there are, at any time, the static cache of all sequences and a cache of the rows that are being
+    read: as many as fit whole into a pass, so that no pass gives many rows a few tokens each; a longer one alone.
+
+    Args:
+        model: as for prefill.
+        rows: sequences without a repetition penalty, longest prompts first; halved where memory is short.
+        chunk: tokens of prompts per pass.
+        steps: of this model.
+
+    Yields: as `decode`.
+    Raises: FloatingPointError if a row of logits holds no number.
+    """
+    prompts, room = [row.prompt for row in rows], runner.room(rows, model.config.max_context)
+    ladder: list[Step] = []
+    short = False
+    try:
+        ladder = steps.ready(len(rows), room)
+    except RuntimeError as error:
+        steps.give_up(error)
+        short = isinstance(error, torch.OutOfMemoryError)
+    # outside of the handler: the error's frames hold what was allocated before it
+    if ladder:
+        cache = ladder[-1].cache
+        cache.clear()
+        reads = parts([len(prompt) for prompt in prompts], chunk)
+        logits = torch.cat([_read(model, prompts[part], chunk, cache, part.start) for part in reads])
+        yield from _decode(model, rows, ladder, logits, None)
+    elif short and len(rows) > 1:
+        half = len(rows) // 2
+        for some in (rows[:half], rows[half:]):
+            yield from generate(model, some, chunk, steps)
+    else:
+        ordinary = model.cache(len(rows), capacity=room)
+        yield from runner.decode(model, rows, ordinary, runner.prefill(model, prompts, ordinary, chunk))
+
+
+def parts(lengths: Sequence[int], chunk: int) -> list[slice]:
+    """Which prompts are read together: neighbours that fit whole, with their padding, into a pass of `chunk` tokens."""
+    result, first = [], 0
+    while first < len(lengths):
+        last, longest = first + 1, lengths[first]
+        while last < len(lengths) and max(longest, lengths[last]) * (last + 1 - first) <= chunk:
+            longest = max(longest, lengths[last])
+            last += 1
+        result.append(slice(first, last))
+        first = last
+    return result
+
+
+def _read(model: Hybrid, prompts: Sequence[Sequence[int]], chunk: int, into: StaticCache, first: int) -> Tensor:
+    """Logits after some prompts, whose states go to the places from `first` on; their own cache is freed on return."""
+    cache = model.cache(len(prompts), capacity=max(map(len, prompts)))
+    logits = runner.prefill(model, prompts, cache, chunk)
+    into.take(cache, first)
+    return logits
+
+
+def _decode(
+    model: Hybrid, rows: Sequence[Row], ladder: list[Step], logits: Tensor, cache: Cache | None
+) -> Generator[list[int], None, None]:
+    """Decode what the last step's cache holds; `cache` as for `decode`, or None if nobody wants it."""
+    rows, lengths = list(rows), [len(row.prompt) for row in rows]
     step = ladder.pop()
-    slots, alone = list(range(len(rows))), len(rows) == 1
-    step.cache.take(cache)
+    slots, alone = list(range(len(rows))), cache is not None and len(rows) == 1
     step.load(rows, slots)
     step.draw(logits)
     try:
@@ -214,6 +280,7 @@ def decode(
                     slots = _shrunk(step, ladder[-1], rows, slots)
                     step = ladder.pop()
             if max(lengths) == step.cache.capacity:
+                cache = model.cache(len(rows)) if cache is None else cache
                 step.cache.give(cache, slots, lengths)
                 alone = False
                 fed = torch.tensor(ids, device=model.device)[:, None]
@@ -223,9 +290,11 @@ def decode(
             lengths = [n + 1 for n in lengths]
     except GeneratorExit:
         if alone:
+            assert cache is not None
             step.cache.give(cache, slots, lengths)
         raise
     if alone:
+        assert cache is not None
         step.cache.give(cache, slots, lengths)
 
 

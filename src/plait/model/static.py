@@ -52,25 +52,32 @@ class StaticCache(Cache):
                 part.states[-1].replace({name: t[:n] for name, t in state.tensors().items()})  # type: ignore[union-attr]
         return part
 
-    def take(self, cache: Cache) -> None:
-        """Copy all sequences of an ordinary cache into the first rows, without their padding; the others are empty."""
+    def clear(self) -> None:
+        """Forget all sequences. Keys stay where they are: no length reaches them."""
+        for state in self.states:
+            if state is not None and not isinstance(state, FixedKV):
+                for t in state.tensors().values():
+                    t.zero_()
+        self.lengths.zero_()
+
+    def take(self, cache: Cache, first: int = 0) -> None:
+        """Copy all sequences of an ordinary cache, without their padding, to the places from `first` on."""
         n, room = cache.batch, cache.n_tokens
+        places = slice(first, first + n)
         columns = None if cache.mask is None else [row.nonzero()[:, 0] for row in cache.mask]
         for mine, theirs in zip(self.states, cache.states, strict=True):
             if mine is None or theirs is None:
                 continue
             for name, t in theirs.tensors().items():
-                to = mine.tensors()[name]
+                to = mine.tensors()[name][places]
                 if not isinstance(mine, FixedKV):
-                    to.zero_()
-                    to[:n] = t
+                    to.copy_(t)
                 elif columns is None:
-                    to[:n, :, :room] = t
+                    to[:, :, :room] = t
                 else:
                     for row, real in enumerate(columns):
                         to[row, :, : len(real)] = t[row].index_select(1, real)
-        self.lengths.zero_()
-        self.lengths[:n] = cache.lengths
+        self.lengths[places] = cache.lengths
 
     def give(self, cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Put some sequences into an ordinary cache, padded on the left, in the place of what it holds.
