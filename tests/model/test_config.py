@@ -1,7 +1,8 @@
 """ModelConfig: patterns, sections, round trips, errors; presets against the papers' numbers."""
 
 import pytest
-from tests.model.sizes import FAMILIES
+from tests.model.sizes import FAMILIES as KNOWN
+from tests.model.sizes import STABLE
 
 from plait.config import ConfigError
 from plait.model.config import ModelConfig
@@ -27,6 +28,9 @@ RELEASED = {
     "bitnet-2b4t": 2_412_820_480,
     "mamba2-2.7b": 2_702_599_680,
 }
+
+
+FAMILIES = KNOWN | STABLE
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -80,7 +80,7 @@ def linears(spec: LayerSpec, recipe: PrecisionRecipe) -> Callable[..., nn.Module
     if not spec.sigma_reparam:
         return recipe.linear
 
-    def linear(d_in: int, d_out: int, *, bias: bool = False, **how: str) -> nn.Module:
+    def linear(d_in: int, d_out: int, *, bias: bool = False, **how: object) -> nn.Module:
         return SigmaLinear(recipe.linear(d_in, d_out, **how), d_in, d_out, bias=bias)  # type: ignore[arg-type]
 
     return linear
