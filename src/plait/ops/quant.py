@@ -1,6 +1,6 @@
 """Quantisers: BitNet's ternary weights and int8 activations, and weights held as int8 or int4 codes with group scales.
 
-    weights       m = max(mean |W|, 1e-5);     codes = clamp(round(W / m), -1, 1);          W ~ codes * m
+    weights       s = 1 / max(mean |W|, 1e-5);  codes = clamp(round(W s), -1, 1);            W ~ codes / s
     activations   s = 127 / max(max |x|, 1e-5) over the last dim;  codes = clamp(round(x s), -128, 127);  x ~ codes / s
     groups        w ~ scale * (code - zero), one scale (and zero point) for `group` neighbours of a row; without zero
                   points codes are signed: int8 in -127..127, int4 in -8..7, held as 0..15 with 8 added
@@ -40,8 +40,8 @@ def quantize_ternary(w: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: codes int8 in w's shape, and descale () float32 so that w ~ codes * descale.
     """
-    descale = w.float().abs().mean().clamp(min=FLOOR)
-    return (w.float() / descale).round().clamp(-1, 1).to(torch.int8), descale
+    scale = 1.0 / w.float().abs().mean().clamp(min=FLOOR)
+    return (w.float() * scale).round().clamp(-1, 1).to(torch.int8), 1.0 / scale
 
 
 def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,13 +59,18 @@ def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 def fake_ternary(w: Tensor) -> Tensor:
     """w as its ternary codes say, in w's shape and dtype; gradients pass as if nothing had happened."""
     codes, descale = quantize_ternary(w.detach())
-    return w + ((codes * descale).to(w.dtype) - w).detach()
+    return _straight_through((codes * descale).to(w.dtype), w)
 
 
 def fake_int8(x: Tensor) -> Tensor:
     """x as its int8 codes say, in x's shape and dtype; gradients pass as if nothing had happened."""
     codes, scale = quantize_int8(x.detach())
-    return x + ((codes / scale).to(x.dtype) - x).detach()
+    return _straight_through((codes / scale).to(x.dtype), x)
+
+
+def _straight_through(value: Tensor, x: Tensor) -> Tensor:
+    # the difference is zero: the value comes out bit for bit, which x + (value - x) would not
+    return value + (x - x.detach())
 
 
 def fits_groups(d_in: int, group: int) -> bool:
