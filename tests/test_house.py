@@ -18,7 +18,7 @@ LAW: dict[str, set[str]] = {
     "text": set(),
     "ops": {"kernels"},
     "data": {"text"},
-    "precision": {"ops"},
+    "precision": {"ops", "config"},
     "model": {"precision", "ops", "config"},
     "formats": {"model", "precision", "ops"},
     "dist": {"model", "ops"},

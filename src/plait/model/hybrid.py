@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.config import ConfigError, nearest
 from plait.model import sigma
 from plait.model.cache import Cache
 from plait.model.config import ModelConfig
@@ -26,9 +25,10 @@ from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.norm import add_rms_norm
 from plait.ops.weights import Rounded
-from plait.precision import RECIPES
+from plait.precision.place import settle
+from plait.precision.reading import read
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
-from plait.precision.weight_only import hold_as_codes
+from plait.precision.weight_only import WeightOnlyLinear, hold_as_codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,12 @@ class Hybrid(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(spec, config, recipe) for spec in config.layers)
         self.norm = Norm(config.d_model, config.norm_eps)
-        self.head = None if config.ties_embeddings else recipe.linear(config.d_model, config.vocab_size, role="head")
+        ties = config.ties_embeddings
+        head = None if ties and not recipe.copies_head else recipe.linear(config.d_model, config.vocab_size, role="head")
+        # the copy of a tied head is worth its memory as codes only
+        self.head = head if not ties or isinstance(head, WeightOnlyLinear) else None
+        # where the training stands, which all linear layers look at
+        self.moment = settle(self, recipe)
 
     def __getstate__(self) -> Mapping[str, object]:  # type: ignore[override]
         # copies of masters are made anew where they are needed
@@ -277,14 +282,8 @@ def _next_tokens(labels: Tensor, mask: Tensor | None, starts: Tensor | None) -> 
 
 
 def recipe_of(name: str | PrecisionRecipe) -> PrecisionRecipe:
-    """A recipe by name; ConfigError naming the nearest one otherwise."""
-    if isinstance(name, PrecisionRecipe):
-        return name
-    if name not in RECIPES:
-        near = nearest(name, RECIPES)
-        hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(RECIPES)}"
-        raise ConfigError(f"recipe={name!r} is unknown{hint}")
-    return RECIPES[name]
+    """A recipe by its name or the path of its TOML file; ConfigError naming the nearest one otherwise."""
+    return read(name)
 
 
 @torch.no_grad()
@@ -324,7 +323,11 @@ def build(
     if model.head is not None:
         model.head.to_empty(device="cpu").weight.normal_(0.0, config.init_std, generator=generator)
     if coded is not None:
-        hold_as_codes(model, coded, "head" if model.head is not None else "norm", chosen.compute)
+        if config.ties_embeddings and isinstance(coded.head, WeightOnlyLinear):
+            coded.head.quantize(model.embed.weight)
+            model.head = coded.head
+        elif model.head is not None:
+            hold_as_codes(model, coded, "head", chosen.compute)
         model.recipe = chosen
         for name, parameter in model.named_parameters():
             if not name.endswith(ALWAYS_FLOAT32):

@@ -24,6 +24,11 @@ BLOCK = 256
 _EXACT = 2**24 // 127
 
 
+def packed_width(d_in: int) -> int:
+    """Bytes of a packed row of d_in codes."""
+    return -(-d_in // BLOCK) * (BLOCK // 4)
+
+
 def pack_ternary(codes: Tensor) -> Tensor:
     """(N, K) of -1, 0, 1 into (N, 64 ceil(K / 256)) uint8; layout in the file's docstring."""
     fields = F.pad((codes + 1).to(torch.uint8), (0, -codes.shape[-1] % BLOCK), value=1).unflatten(-1, (-1, 4, BLOCK // 4))
@@ -61,7 +66,7 @@ def ternary_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
 def _fits(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> bool:
     N, K = codes.shape[0], x.shape[-1]
     stored = codes.dtype == torch.uint8 and scales.dtype == torch.float32
-    shapes = codes.shape == (N, -(-K // BLOCK) * (BLOCK // 4)) and scales.shape == (N,)
+    shapes = codes.shape == (N, packed_width(K)) and scales.shape == (N,)
     held = codes.is_contiguous() and scales.is_contiguous() and codes.device == scales.device == x.device
     return stored and shapes and held and x.numel() > 0 and (bias is None or bias.shape == (N,))
 

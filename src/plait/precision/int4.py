@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plait.ops.quant import dequantize_groups, quantize_groups
 from plait.precision.format import LinearFormat, TensorFormat
-from plait.precision.int8 import INT8
+from plait.precision.int8 import INT8, Grouped
 from plait.precision.recipe import PrecisionRecipe, Rule
 
 _HEAD = Rule(role="head", format=INT8["int8"].format("head"))
@@ -17,7 +17,7 @@ _HEAD = Rule(role="head", format=INT8["int8"].format("head"))
 
 def _recipe(name: str, group: int, zeros: bool = False) -> PrecisionRecipe:
     weight = TensorFormat(element="int4", scale="group", group=group, zeros=zeros)
-    return PrecisionRecipe(name=name, rules=(_HEAD, Rule(role="*", format=LinearFormat(weight=weight))))
+    return PrecisionRecipe(name=name, rules=(_HEAD, Rule(format=LinearFormat(fprop=(None, weight)))))
 
 
 INT4 = {"int4": _recipe("int4", 64)}
@@ -25,9 +25,9 @@ INT4 |= {f"int4-{group}": _recipe(f"int4-{group}", group) for group in (32, 64, 
 INT4 |= {f"int4-{group}-zero": _recipe(f"int4-{group}-zero", group, True) for group in (32, 64, 128)}
 
 
-def quantize(w: Tensor, group: int = 64, zeros: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+def quantize(w: Tensor, group: int = 64, zeros: bool = False) -> Grouped:
     """Round a weight matrix to int4 codes; arguments, result and errors are those of `ops.quant.quantize_groups`."""
-    return quantize_groups(w, 4, group, zeros)
+    return Grouped(*quantize_groups(w, 4, group, zeros))
 
 
 def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:

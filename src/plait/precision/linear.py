@@ -9,32 +9,60 @@ import torch
 from torch import Tensor, nn
 
 from plait.ops.linear import linear
-from plait.ops.quant import fake_int8, fake_ternary
-from plait.precision.format import HIGH, LinearFormat, TensorFormat
+from plait.precision.format import HIGH, LinearFormat
+from plait.precision.moment import Moment
+from plait.precision.three import Call, three_gemms
 
-QUANTISERS = {
-    TensorFormat(element="ternary", scale="tensor"): fake_ternary,
-    TensorFormat(element="int8", scale="row"): fake_int8,
-}
+Parts = tuple[tuple[str, int], ...]
 
 
 class Linear(nn.Module):
-    """A weight (d_out, d_in), an optional bias, and the numbers they are used in."""
+    """A weight (d_out, d_in), an optional bias, and the numbers they are used in.
 
-    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, number_format: LinearFormat = HIGH) -> None:
+    role: what it is to its layer, such as "mlp.up_proj". parts: names and rows of what a fused weight consists of.
+    number_format: of its products; late_format: after the recipe's late switch. name, moment: its place in the model
+    and in the training, which decide random rounding; the model sets them.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        bias: bool = False,
+        number_format: LinearFormat = HIGH,
+        role: str = "",
+        parts: Parts = (),
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
-        self.number_format = number_format
+        self.role, self.parts = role, parts
+        self.number_format = self.late_format = number_format
+        self.name, self.moment = "", Moment()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def n_high(self, form: LinearFormat) -> int:
+        """Trailing rows that a format leaves as they are."""
+        return sum(rows for name, rows in self.parts if name in form.high)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) to (..., d_out), in x.dtype."""
-        w = self.weight
-        if self.number_format.weight is not None:
-            w = QUANTISERS[self.number_format.weight](w)
-        if self.number_format.input is not None:
-            x = QUANTISERS[self.number_format.input](x)
-        return linear(x, w.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        form = self.late_format if self.moment.is_late else self.number_format
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if form == HIGH:
+            return linear(x, self.weight.to(x.dtype), bias)
+        y = three_gemms(x, self.weight, self._call(form))
+        return y if bias is None else y + bias
+
+    def _call(self, form: LinearFormat) -> Call:
+        m = self.moment
+        segments = tuple(rows for name, rows in self.parts if name not in form.high)
+        return Call(form, self.name, m.seed, m.draw, m.part, segments, self.n_high(form))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"

@@ -1,65 +1,191 @@
 """A precision recipe: which linear layer of a model computes in which numbers.
 
-A recipe is data: a compute dtype, and ordered rules (role pattern -> LinearFormat; the first match wins). It is also
-the factory of linear layers: a model asks `recipe.linear(d_in, d_out, role=...)` and never mentions a dtype. The head
-has the role "head", the layers' projections "mamba2.in_proj" and the like.
-Embeddings, norms, routers, stacked experts and the state-space parameters always stay high, and so does a layer whose
-rows its format cannot divide into groups.
+A recipe is data: a compute dtype, ordered rules (role pattern and place -> LinearFormat; the first match wins), and
+perhaps a switch late in training. It is also the factory of linear layers: a model asks `recipe.linear(d_in, d_out,
+role=...)`, never mentions a dtype, and when it is whole lets `place.settle` tell each layer where it stands. Roles are
+such as "mamba2.in_proj"; the head has the role "head", which no pattern but that word matches. Embeddings, norms,
+routers, stacked experts and the state-space parameters always stay high, and so does a layer whose rows do not divide
+into the groups of codes that are held without a master.
+
+Places count matrix products as the papers do: projections of one input (q, k and v; up and gate) are one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 
 from plait.ops.quant import fits_groups
 from plait.precision.format import HIGH, LinearFormat
-from plait.precision.linear import Linear
+from plait.precision.linear import Linear, Parts
+from plait.precision.ternary_packed import TernaryLinear
 from plait.precision.weight_only import WeightOnlyLinear
 
 # endings of names; exponentials and tiny differences hang on these, half precision loses both
-ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction", ".gamma", ".left", ".right")
+ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".router.correction")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a linear layer stands: product i of n, in block b of B; both count from 0."""
+
+    i: int
+    n: int
+    b: int
+    B: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """role: a shell pattern over roles such as "attention.q_proj" or "mlp.*"; format: what they compute in."""
+    """role: a shell pattern over roles such as "attention.q_proj" or "mlp.*"; format: what they compute in.
 
-    role: str
+    first, last: only the first or last so many products, or such a share of all if it is no whole number. blocks: only
+    in these blocks, such as "0:2, -8:, 17". With several of these, any will do.
+    """
+
+    role: str = "*"
+    first: int | float = 0
+    last: int | float = 0
+    blocks: str = ""
     format: LinearFormat
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last"):
+            value = getattr(self, name)
+            if value < 0 or (value > 1 and value != int(value)):
+                raise ValueError(f"{name}={value}: give a number of products, or a share of all between 0 and 1")
+        _blocks(self.blocks, 1)
+
+    def matches(self, role: str, place: Place | None) -> bool:
+        """Whether a layer is meant; without a place, rules for places are not."""
+        if not (role == self.role if "head" in (role, self.role) else fnmatchcase(role, self.role)):
+            return False
+        if not (self.first or self.last or self.blocks):
+            return True
+        if place is None:
+            return False
+        first, last = (_count(share, place.n) for share in (self.first, self.last))
+        return place.i < first or place.i >= place.n - last or place.b in _blocks(self.blocks, place.B)
+
+    def __str__(self) -> str:
+        words = [f"role={self.role!r}"]
+        words += [f"{name}={getattr(self, name)!r}" for name in ("first", "last", "blocks") if getattr(self, name)]
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """at: the share of all steps after which it is on; what: "whole" layers, or their "forward" product, go high."""
+
+    at: float
+    what: Literal["whole", "forward"] = "whole"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at <= 1:
+            raise ValueError(f"at={self.at}: must be a share of the run's steps, between 0 and 1")
+
+    def later(self, form: LinearFormat) -> LinearFormat:
+        """What a format becomes."""
+        return HIGH if self.what == "whole" else replace(form, fprop=(None, None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRecipe:
-    """name: how users ask for it; compute: torch dtype of activations and products; rules: see the module."""
+    """name: how users ask for it; compute: torch dtype of activations and products; rules: see the module.
+
+    switch: late in training. base: the recipe that this one was written as a change of, with n_own rules of its own
+    before what it keeps of the base's. copies_head: a head that is tied to the embedding gets codes of its own.
+    """
 
     name: str
     compute: torch.dtype = torch.bfloat16
     rules: tuple[Rule, ...] = ()
+    switch: Switch | None = None
+    base: str = ""
+    n_own: int = 0
+    copies_head: bool = False
 
     @property
     def weight_only(self) -> bool:
         """Whether it holds weights as codes without masters: a recipe for inference."""
-        return any(rule.format.weight is not None and rule.format.weight.scale == "group" for rule in self.rules)
+        return any(rule.format.weight is not None and rule.format.weight.is_held for rule in self.rules)
 
     @property
     def masters(self) -> "PrecisionRecipe":
         """The recipe whose weights are drawn: itself, or the plain one of its dtype where it holds codes."""
-        return replace(self, rules=()) if self.weight_only else self
+        return replace(self, rules=(), n_own=0, copies_head=False) if self.weight_only else self
 
-    def format(self, role: str) -> LinearFormat:
-        """The format of the linear layers with this role."""
-        return next((rule.format for rule in self.rules if fnmatchcase(role, rule.role)), HIGH)
+    def format(self, role: str, place: Place | None = None) -> LinearFormat:
+        """The format of the linear layers with this role, or of the one at this place."""
+        return next((rule.format for rule in self.rules if rule.matches(role, place)), HIGH)
 
-    def linear(self, d_in: int, d_out: int, *, role: str, bias: bool = False) -> Linear | WeightOnlyLinear:
-        """A linear layer that computes as this recipe says, with uninitialised weights."""
-        form = self.format(role)
-        if form.weight is not None and form.weight.scale == "group":
+    def linear(
+        self, d_in: int, d_out: int, *, role: str, bias: bool = False, parts: Parts = ()
+    ) -> Linear | WeightOnlyLinear:
+        """A linear layer that computes as this recipe says, with uninitialised weights.
+
+        Args:
+            d_in, d_out: its sizes.
+            role: what it is to its layer.
+            bias: whether it has one.
+            parts: names and rows of what a fused weight consists of, first to last.
+        """
+        return self.layer(d_in, d_out, role=role, bias=bias, parts=parts, form=self.format(role))
+
+    def layer(
+        self, d_in: int, d_out: int, *, role: str, bias: bool, parts: Parts, form: LinearFormat
+    ) -> Linear | WeightOnlyLinear:
+        """A linear layer that computes in this format; plain where its rows do not fit the groups of codes."""
+        if form.weight is not None and form.weight.is_held:
+            if form.weight.element == "ternary":
+                return TernaryLinear(d_in, d_out, bias=bias, form=form, role=role, parts=parts)
             if fits_groups(d_in, form.weight.group):
-                return WeightOnlyLinear(d_in, d_out, bias=bias, weight=form.weight)
+                return WeightOnlyLinear(d_in, d_out, bias=bias, weight=form.weight, role=role)
             form = HIGH
-        return Linear(d_in, d_out, bias=bias, number_format=form)
+        return Linear(d_in, d_out, bias=bias, number_format=form, role=role, parts=parts)
 
     def computing_in(self, dtype: torch.dtype) -> "PrecisionRecipe":
         """The same rules over another compute dtype."""
         return replace(self, compute=dtype)
+
+    def is_late(self, step: int, steps: int) -> bool:
+        """Whether the late switch is on for the update after `step` of `steps`."""
+        return self.switch is not None and step >= round(self.switch.at * steps)
+
+    @classmethod
+    def from_dict(cls, data: object) -> "PrecisionRecipe":
+        """A recipe by name, from a file, or as a table; errors are those of `reading.read`."""
+        from plait.precision.reading import read
+
+        return read(data)
+
+    def to_dict(self) -> str | Mapping[str, object]:
+        """The name of a known recipe, or the table that `from_dict` reads."""
+        from plait.precision.reading import write
+
+        return write(self)
+
+
+def _count(share: int | float, n: int) -> int:
+    """How many of n: a number as it is, a share rounded up."""
+    return int(share) if isinstance(share, int) else int(-(-share * n // 1))
+
+
+def _blocks(text: str, n: int) -> frozenset[int]:
+    """The block numbers that "0:2, -8:, 17" means in a model of n.
+
+    Raises: ValueError saying how to write it.
+    """
+    found: set[int] = set()
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        ends = word.split(":")
+        try:
+            numbers = [int(end) if end.strip() else None for end in ends]
+            if len(ends) == 1:
+                numbers = [int(word), int(word) + 1 or None]
+            found |= set(range(n)[slice(*numbers)])
+        except (ValueError, TypeError):
+            raise ValueError(f"blocks={text!r}: {word!r} is not understood; write for example '0:2, -8:, 17'") from None
+    return frozenset(found)

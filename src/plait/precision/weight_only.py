@@ -26,8 +26,9 @@ class WeightOnlyLinear(nn.Module):
     zeros: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, weight: TensorFormat) -> None:
+    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, weight: TensorFormat, role: str = "") -> None:
         super().__init__()
+        self.form, self.role = weight, role
         self.bits, self.group = weight.bits, weight.group
         code = torch.int8 if self.bits == 8 and not weight.zeros else torch.uint8
         groups = (d_out, d_in // self.group)
@@ -41,9 +42,18 @@ class WeightOnlyLinear(nn.Module):
         """(N, K) float32, what the codes stand for; made anew at each call."""
         return dequantize_groups(self.codes, self.scales, self.zeros, bits=self.bits)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.codes.shape[0], self.codes.shape[1] * 8 // self.bits
+
     def quantize(self, w: Tensor) -> None:
         """Take the codes of an (N, K) weight; ValueError for numbers that no scale can hold."""
         self.codes, self.scales, self.zeros = quantize_groups(w, self.bits, self.group, self.zeros is not None)
+
+    def take_bias(self, bias: Tensor) -> None:
+        """Take the (N,) bias of the layer that the codes were made from."""
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N), in x.dtype."""
@@ -61,7 +71,7 @@ class WeightOnlyLinear(nn.Module):
         return f"{K} -> {N}, int{self.bits}, group={self.group}{zeros}, bias={self.bias is not None}"
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own signature
-        # `model.to(dtype)` is for numbers; scales are float16 whatever the model computes in
+        # `model.to(dtype)` is for numbers; scales keep their dtype whatever the model computes in
         scales = self.scales
         super()._apply(fn, recurse)
         if self.scales.dtype != scales.dtype:
@@ -83,7 +93,8 @@ def hold_as_codes(module: nn.Module, like: nn.Module, inside: str, dtype: torch.
             master = module.get_submodule(name)
             assert isinstance(master, Linear)
             layer.quantize(master.weight)
-            layer.bias = None if master.bias is None else master.bias.detach().to(dtype)
+            if master.bias is not None:
+                layer.take_bias(master.bias.detach().to(dtype))
             module.set_submodule(name, layer)
 
 
@@ -97,6 +108,6 @@ class _Refusing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, *grad_outputs: Tensor) -> tuple[None, None]:
         raise RuntimeError(
-            "no gradient passes through weights held as int8 or int4 codes; train the model that they were made from "
-            "(recipe 'bf16' or 'fp32') and quantise the result, or run this one under torch.no_grad()"
+            "no gradient passes through weights held as codes; train the model that they were made from "
+            "(recipe 'bf16', 'fp32' or 'ternary') and quantise the result, or run this one under torch.no_grad()"
         )

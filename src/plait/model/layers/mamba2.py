@@ -67,6 +67,12 @@ class Mamba2(LayerSpec):
         return self.d_inner + 2 * self.n_groups * self.d_state
 
     @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """Names and rows of what the input projection gives, in order."""
+        shared = self.n_groups * self.d_state
+        return ("z", self.d_inner), ("x", self.d_inner), ("B", shared), ("C", shared), ("dt", self.n_heads)
+
+    @property
     def d_in_proj(self) -> int:
         """Rows of the input projection: z, x, B, C, dt."""
         return self.d_inner + self.conv_dim + self.n_heads
@@ -108,7 +114,7 @@ class Mamba2Mixer(nn.Module):
         super().__init__()
         self.spec = spec
         linear = linears(spec, recipe)
-        self.in_proj = linear(d_model, spec.d_in_proj, bias=spec.proj_bias, role="mamba2.in_proj")
+        self.in_proj = linear(d_model, spec.d_in_proj, bias=spec.proj_bias, role="mamba2.in_proj", parts=spec.parts)
         self.conv = Conv(spec.conv_dim, spec.conv_width, spec.conv_bias)
         self.A_log = nn.Parameter(torch.empty(spec.n_heads))
         self.D = nn.Parameter(torch.empty(spec.n_heads))

@@ -1,0 +1,142 @@
+"""One operand of a matrix product: rounded to its format, kept as codes, opened to numbers that a GEMM can multiply.
+
+    operand = values * descale
+
+Codes of 8 bits, and 4-bit codes times their block scale, have at most 8 significant bits: they are exact in bfloat16,
+so one bfloat16 GEMM computes what tensor cores would, and the float32 descale goes onto its output.
+
+Shapes   R rows, C columns of the operand, which is summed over C; values (R, C), descale (), (R, 1) or None.
+Numbers  values in the compute dtype. Only blocks of FP8 with scales that are no powers of two are rounded by it.
+Source   the formats: plait.ops.{fp8,mx,nvfp4,quant}.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.ops.cast import decode, unpack_fp4
+from plait.ops.fp8 import dequantize_fp8, quantize_fp8, spread
+from plait.ops.hadamard import SIGNS, hadamard16
+from plait.ops.mx import dequantize_mx, quantize_mx
+from plait.ops.nvfp4 import global_descale, quantize_nvfp4
+from plait.ops.quant import quantize_int8, quantize_ternary
+from plait.precision.format import TensorFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """form: None for plain numbers. tensors: what it consists of. is_turned: they are those of the transpose."""
+
+    form: TensorFormat | None
+    tensors: tuple[Tensor, ...]
+    is_turned: bool = False
+
+    @property
+    def turned(self) -> "Operand":
+        """The transpose, for a format that rounds both alike."""
+        return Operand(self.form, self.tensors, not self.is_turned)
+
+    def opened(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """values (R, C) in dtype, perhaps a transposed view, and descale."""
+        if self.form is None:
+            values, descale = self.tensors[0].to(dtype), None
+        else:
+            values, descale = _open(self.form, self.tensors, dtype)
+            if self.is_turned and descale is not None and descale.dim():
+                # this scale runs along what is now summed over
+                values, descale = (values * descale).to(dtype), None
+        return (values.t() if self.is_turned else values), descale
+
+
+def round_to(
+    form: TensorFormat | None, x: Tensor, *, turned: bool = False, seed: int | None = None, parts: tuple[int, ...] = ()
+) -> Operand:
+    """Round a matrix, or its transpose, to a format.
+
+    Args:
+        form: None leaves it as it is.
+        x: (R, C); with `turned` the operand is its transpose, (C, R).
+        seed: of stochastic rounding.
+        parts: rows of the segments that have a scale of their own.
+    """
+    if form is None or form.is_symmetric:
+        return Operand(form, (x,) if form is None else _codes(form, x, None, parts), turned)
+    return Operand(form, _codes(form, x.t() if turned else x, seed, parts))
+
+
+def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
+    """(M, K) times the transpose of (N, K): (M, N) in dtype, summed in float32."""
+    if a.form is not None and b.form is not None and a.form.element == "int8" and b.form.element == "ternary":
+        return _whole_numbers(a, b, dtype)
+    (u, du), (v, dv) = a.opened(dtype), b.opened(dtype)
+    if du is None and dv is None:
+        return u @ v.t()
+    scale = dv if du is None else du if dv is None else du * dv.t()
+    assert scale is not None
+    if scale.dim():
+        return ((u @ v.t()) * (scale.t() if du is None else scale)).to(dtype)
+    if u.is_cpu:
+        # inside the GEMM the scale is applied before the one rounding
+        return torch.addmm(u.new_zeros(()), u, v.t(), beta=0, alpha=scale.item())
+    return (u @ v.t()).mul_(scale)
+
+
+def pad_rows(x: Tensor, multiple: int) -> Tensor:
+    """x (R, C) with rows of zeros after it, so that blocks along its rows come out even."""
+    return F.pad(x, (0, 0, 0, -x.shape[0] % multiple)) if x.shape[0] % multiple else x
+
+
+def _codes(form: TensorFormat, x: Tensor, seed: int | None, parts: tuple[int, ...]) -> tuple[Tensor, ...]:
+    if form.element == "int8":
+        codes, scale = quantize_int8(x)
+        return codes, 1 / scale
+    if form.element == "ternary":
+        return _ternary(x, parts)
+    signs = SIGNS if form.hadamard else None
+    if form.scale_element == "e4m3":
+        return quantize_nvfp4(x, block=form.block, hadamard=signs, seed=seed)  # type: ignore[arg-type]
+    if form.hadamard:
+        x = hadamard16(x, SIGNS)
+    if form.scale_element == "e8m0":
+        return quantize_mx(x, form.element, seed=seed)  # type: ignore[arg-type]
+    return quantize_fp8(x, form.element, block=_block(form), power_of_two=form.scale_element == "pow2", seed=seed)  # type: ignore[arg-type]
+
+
+def _open(form: TensorFormat, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    codes, scales = tensors[0], tensors[1]
+    if form.element in ("int8", "ternary"):
+        return codes.to(dtype), scales
+    if form.scale_element == "e4m3":
+        values = decode(unpack_fp4(codes), "e2m1")
+        values = values * spread(decode(scales, "e4m3"), values.shape)
+        return values.to(dtype), global_descale(tensors[2])
+    if form.scale_element == "e8m0":
+        return dequantize_mx(codes, scales).to(dtype), None
+    if form.scale == "block":
+        return dequantize_fp8(codes, scales).to(dtype), None
+    return codes.to(dtype), scales
+
+
+def _ternary(w: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Codes (N, K) int8 and descale, () or with several segments (N, 1) float32."""
+    if len(parts) < 2:
+        return quantize_ternary(w)
+    each = [quantize_ternary(part) for part in w.split(parts)]
+    descale = torch.cat([d.expand(n, 1) for n, (_, d) in zip(parts, each, strict=True)])
+    return torch.cat([codes for codes, _ in each]), descale
+
+
+def _whole_numbers(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
+    """int8 codes times ternary codes: whole numbers, exact in any order of adding, then both descales at once."""
+    (a, da), (b, db) = x.tensors, w.tensors
+    if a.is_cpu or (a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[0] % 8 == 0):
+        total = torch.ops.aten._int_mm(a, b.t()).float()
+    else:
+        total = a.float() @ b.float().t()
+    return (total * (da * db.t())).to(dtype)
+
+
+def _block(form: TensorFormat) -> str | tuple[int, int] | None:
+    return form.block if form.scale == "block" else "row" if form.scale == "row" else None

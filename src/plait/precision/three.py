@@ -1,0 +1,142 @@
+"""A linear layer as three products, each operand in its own format, keeping only codes for the backward pass.
+
+    y = x W^T          dx = dy W          dW = dy^T x
+
+Weights are rounded anew in the backward pass, from the same masters; of the input only what the weight gradient needs
+is kept: its codes and scales, 1 byte a number in FP8 and 9/16 in NVFP4, where bfloat16 keeps 2 (and 2 for each
+weight).
+
+Shapes   x (..., K), w (N, K), y (..., N); T tokens are summed over in the weight gradient, padded with zeros to whole
+         blocks.
+Numbers  products in x.dtype with float32 sums; gradients of weights in w.dtype.
+Source   NVIDIA 2025, arXiv:2509.25149 figure 5; arXiv:2504.03624 section 2.4.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait.ops.random import stream
+from plait.precision.format import LinearFormat, TensorFormat
+from plait.precision.operand import Operand, pad_rows, product, round_to
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call of a layer needs to know besides its tensors.
+
+    name: of the layer, for the streams of random numbers. seed, draw, part: see Moment. parts: rows of the weight's
+    segments. n_high: trailing rows that are not rounded.
+    """
+
+    form: LinearFormat
+    name: str = ""
+    seed: int = 0
+    draw: int = 0
+    part: int = 0
+    parts: tuple[int, ...] = ()
+    n_high: int = 0
+
+    def key(self, form: TensorFormat | None, operand: str) -> int | None:
+        """The seed of an operand's stochastic rounding; None where nothing is random."""
+        if form is None or form.rounding != "stochastic":
+            return None
+        return stream(self.seed, f"{self.name} {operand} {self.part}", self.draw)
+
+    @property
+    def tokens_in_block(self) -> int:
+        """The number of tokens must be a multiple of this in the weight gradient."""
+        return max(form.block[1] if form is not None else 1 for form in self.form.wgrad)
+
+    def shares(self, form: TensorFormat, x: Tensor) -> bool:
+        """Whether x (T, C), rounded to this format, may stand for its transpose in the weight gradient."""
+        return form.is_symmetric and x.shape[0] % self.tokens_in_block == 0
+
+
+def three_gemms(x: Tensor, w: Tensor, call: Call) -> Tensor:
+    """y = x W^T, whose backward pass rounds as `call.form` says.
+
+    Args:
+        x: (..., K) in the compute dtype.
+        w: (N, K), the master, any float dtype.
+        call: formats and what random rounding draws from.
+
+    Returns: (..., N) in x.dtype.
+    """
+    # the compiler would make each step's random seeds a program of their own
+    return torch.compiler.disable(_three_gemms)(x, w, call)  # type: ignore[return-value]
+
+
+def _three_gemms(x: Tensor, w: Tensor, call: Call) -> Tensor:
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+        y = _ThreeGemms.apply(x, w, call)
+        assert isinstance(y, Tensor)
+        return y
+    return _forward(x.flatten(0, -2), w, call)[0].view(*x.shape[:-1], w.shape[0])
+
+
+class _ThreeGemms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, call: Call) -> Tensor:  # type: ignore[no-untyped-def, override]
+        x_TK = x.flatten(0, -2)
+        y, rounded = _forward(x_TK, w, call)
+        ctx.call, ctx.kept, tensors = call, None, []
+        if w.requires_grad:
+            kept = _kept(x_TK, rounded, call)
+            ctx.kept, tensors = (kept.form, kept.is_turned), [*kept.tensors]
+            if call.n_high and kept.form is not None:
+                tensors.append(x_TK)
+        ctx.save_for_backward(w, *tensors)
+        return y.view(*x.shape[:-1], w.shape[0])
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def, override]
+        w, *kept = ctx.saved_tensors
+        call: Call = ctx.call
+        dy_TN = dy.flatten(0, -2)
+        n = w.shape[0] - call.n_high
+        low, high = (dy_TN, None) if not call.n_high else dy_TN.split([n, call.n_high], dim=1)
+        rounded = None
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            rounded = round_to(call.form.dgrad[0], low, seed=call.key(call.form.dgrad[0], "dgrad.dy"))
+            weight = round_to(call.form.dgrad[1], w[:n], turned=True, parts=call.parts)
+            dx = product(rounded, weight, dy.dtype)
+            if high is not None:
+                dx = dx + high @ w[n:].to(dy.dtype)
+            dx = dx.view(*dy.shape[:-1], w.shape[1])
+        if ctx.needs_input_grad[1]:
+            form, is_turned = ctx.kept
+            x_TK = kept.pop() if high is not None and form is not None else kept[0]
+            dw = product(_turned(low, rounded, call), Operand(form, tuple(kept), is_turned), dy.dtype).to(w.dtype)
+            if high is not None:
+                dw = torch.cat([dw, (high.t() @ x_TK).to(w.dtype)])
+        return dx, dw, None
+
+
+def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
+    """y (T, N), and the rounded x."""
+    form, n = call.form, w.shape[0] - call.n_high
+    rounded = round_to(form.fprop[0], x, seed=call.key(form.fprop[0], "fprop.x"))
+    weight = round_to(form.fprop[1], w[:n], seed=call.key(form.fprop[1], "fprop.w"), parts=call.parts)
+    y = product(rounded, weight, x.dtype)
+    return (torch.cat([y, x @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), rounded
+
+
+def _kept(x: Tensor, rounded: Operand, call: Call) -> Operand:
+    """The transposed input (K, T) of the weight gradient; the forward product's codes where they are the same."""
+    form = call.form.wgrad[1]
+    if form is not None and form == rounded.form and call.shares(form, x):
+        return rounded.turned
+    x = pad_rows(x, call.tokens_in_block)
+    return round_to(form, x, turned=True, seed=call.key(form, "wgrad.x"))
+
+
+def _turned(dy: Tensor, rounded: Operand | None, call: Call) -> Operand:
+    """The transposed gradient (N, T) of the weight gradient; the data gradient's codes where they are the same."""
+    form = call.form.wgrad[0]
+    if form is not None and rounded is not None and form == rounded.form and call.shares(form, dy):
+        return rounded.turned
+    dy = pad_rows(dy, call.tokens_in_block)
+    return round_to(form, dy, turned=True, seed=call.key(form, "wgrad.dy"))
