@@ -219,3 +219,16 @@ def test_additions_joined_to_the_norms_change_nothing(family: str) -> None:
         span = Span(positions=positions, mask=mask, key_mask=joined.mask)
         got = model._joined(model.embed(ids), span, joined.states)
     torch.testing.assert_close(got[mask], exact[mask])
+
+
+def test_layers_that_somebody_listens_to_are_not_joined() -> None:
+    model = _model(next(name for name in KNOWN if "llama" in name))
+    assert model._can_join()
+    for module in (model.blocks[1], model.blocks[0].norm, model.norm):
+        for listen in (module.register_forward_hook, module.register_forward_pre_hook):  # type: ignore[union-attr]
+            handle = listen(lambda *_: None)  # type: ignore[operator]
+            assert not model._can_join()
+            handle.remove()
+    # mixers are called in both ways
+    model.blocks[0].mixer.register_forward_hook(lambda *_: None)  # type: ignore[union-attr,operator]
+    assert model._can_join()

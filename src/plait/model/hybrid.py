@@ -21,6 +21,7 @@ from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec, Norm, Span, State
 from plait.model.layers import KINDS
 from plait.model.step import step
+from plait.ops.attention import document_cuts
 from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.norm import add_rms_norm
@@ -66,8 +67,10 @@ class Block(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is x + mixer(norm(x))."""
-        return self.norm is not None and self.post_norm is None and self.scale is None
+        """Whether it is x + mixer(norm(x)), and nobody listens to it or its norm."""
+        plain = self.norm is not None and self.post_norm is None and self.scale is None
+        heard = (m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in (self, self.norm))
+        return plain and not any(heard)
 
 
 class Hybrid(nn.Module):
@@ -188,7 +191,7 @@ class Hybrid(nn.Module):
         x = F.embedding(input_ids, self.embed.weight).to(stream)
         streams = [x]
         states = [None] * len(self.blocks) if cache is None else cache.states
-        if cache is not None and x.is_cuda and not keeps_all and all(block.is_plain for block in self.blocks):
+        if cache is not None and x.is_cuda and not keeps_all and self._can_join():
             with torch.no_grad():
                 x = self._joined(x, span, cache.states)
             return x, (x,)
@@ -200,6 +203,10 @@ class Hybrid(nn.Module):
                     streams.append(x)
         x = self.norm(x).to(self.recipe.compute)
         return x, (*streams, x)
+
+    def _can_join(self) -> bool:
+        heard = self.norm._forward_hooks or self.norm._forward_pre_hooks
+        return not heard and all(isinstance(block, Block) and block.is_plain for block in self.blocks)
 
     def _joined(self, x: Tensor, span: Span, states: Sequence[State | None]) -> Tensor:
         """All layers and the final norm, each addition to the stream in one operation with the norm that follows it."""
@@ -259,8 +266,14 @@ def _span(input_ids: Tensor, mask: Tensor | None, starts: Tensor | None, cache: 
     if starts is not None:
         starts = starts.bool()
         last_start = torch.where(starts, steps, 0).cummax(1).values
+        documents = starts.long().cumsum(1)
         return Span(
-            positions=steps - last_start, mask=mask, starts=starts, documents=starts.long().cumsum(1), key_mask=mask
+            positions=steps - last_start,
+            mask=mask,
+            starts=starts,
+            documents=documents,
+            key_mask=mask,
+            cuts=document_cuts(documents, mask),
         )
     positions = steps if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)
     return Span(positions=positions, mask=mask, key_mask=mask)

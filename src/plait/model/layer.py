@@ -68,6 +68,7 @@ class Span:
     mask: (B, L) bool, False at padding; None when there is none.
     starts: (B, L) bool, True at the first token of a packed document; None when there is one per row.
     documents: (B, L) int64 index of each token's document, with `starts`.
+    cuts: where documents begin among all tokens, as ops.attention wants it on a GPU; else None.
     key_mask: (B, S) bool over the cached tokens and these, False at padding; None when there is none.
     """
 
@@ -76,6 +77,7 @@ class Span:
     starts: Tensor | None = None
     documents: Tensor | None = None
     key_mask: Tensor | None = None
+    cuts: Tensor | None = None
 
 
 class State(Protocol):

@@ -21,7 +21,13 @@ MASK_NUMBERS = 1 << 23
 
 @Op
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
 ) -> Tensor:
     """Attend from the last L tokens to all S tokens before and including each.
 
@@ -30,6 +36,7 @@ def attention(
         k, v: (B, S, K, P), S >= L.
         key_mask: (B, S) bool, False at keys that are padding; what a padding query gives means nothing.
         documents: (B, S) int64 document index of every token, rising along a row; attention stays inside a document.
+        cuts: `document_cuts` of these documents and key_mask; only saves waiting for a GPU in every layer.
 
     Returns: (B, L, H, P) in q.dtype.
     Raises: ValueError if K does not divide H, or S < L.
@@ -75,7 +82,13 @@ def attention(
 
 
 def _is_one_token(
-    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
 ) -> bool:
     """Whether one query per sequence meets keys that lie as a cache keeps them, (B, K, room, P)."""
     if q.shape[1] != 1 or documents is not None or torch.is_grad_enabled() or q.shape[2] % k.shape[2]:
@@ -91,14 +104,28 @@ def _is_one_token(
 
 
 @attention.backend("native", when=_is_one_token)
-def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
+) -> Tensor:
     from plait.kernels.native.decode import attend
 
     return attend(q, k, v, key_mask)
 
 
 def _without_masks(
-    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
 ) -> bool:
     """Whether this is a piece of a longer or padded sequence that needs no gradient."""
     needs = key_mask is not None or k.shape[1] > q.shape[1] > 1
@@ -112,14 +139,28 @@ def _without_masks(
 
 
 @attention.backend("eager", when=_without_masks)
-def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
+) -> Tensor:
     from plait.kernels.eager.attention import attend
 
     return attend(q, k, v, key_mask)
 
 
 def _packed(
-    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
 ) -> bool:
     """Whether these are packed rows whose documents may be looked at: a GPU would wait, a compiler cannot know them."""
     fits = q.shape[1] == k.shape[1] and q.shape[2] % k.shape[2] == 0 and q.numel() > 0
@@ -127,11 +168,74 @@ def _packed(
 
 
 @attention.backend("documents", when=_packed)
-def _(q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
+) -> Tensor:
     from plait.kernels.eager.attention import by_documents
 
     assert documents is not None
     return by_documents(q, k, v, documents)
+
+
+def _on_gpu_of_any_length(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
+) -> bool:
+    """Whether these are padded or packed rows that FlashAttention takes without padding, on a GPU."""
+    (L, H), (S, K) = q.shape[1:3], k.shape[1:3]
+    if (key_mask is None and documents is None) or q.numel() == 0 or H % K or S < L or L == 1:
+        return False
+    if documents is not None and S != L:
+        return False
+    # what the device must be asked for, no compiler can wait for
+    if torch.compiler.is_compiling() and (cuts is None or key_mask is not None):
+        return False
+    return _trusts(q, k, v)
+
+
+def _trusts(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    if not q.is_cuda:
+        return False
+    from plait.kernels.eager.varlen import fits, trusted
+
+    return fits(q, k, v) and trusted(q.device.index)
+
+
+@attention.backend("varlen", when=_on_gpu_of_any_length)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cuts: Tensor | None = None,
+) -> Tensor:
+    from plait.kernels.eager import varlen
+
+    if documents is not None and cuts is None:
+        cuts = varlen.document_cuts(documents, key_mask)
+    return varlen.attend(q, k, v, key_mask, cuts if documents is not None else None)
+
+
+def document_cuts(documents: Tensor, key_mask: Tensor | None = None) -> Tensor | None:
+    """What `attention` takes as `cuts`, where it would use it: on a GPU, whose work is waited for once; else None."""
+    if not documents.is_cuda:
+        return None
+    from plait.kernels.eager.varlen import document_cuts as cuts
+
+    return cuts(documents, key_mask)
 
 
 def _visible(first: int, end: int, device: torch.device, key_mask: Tensor | None, documents: Tensor | None) -> Tensor:

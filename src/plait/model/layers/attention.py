@@ -189,7 +189,7 @@ class AttentionMixer(nn.Module):
                     q, k, v, cap=s.soft_cap, clip=s.soft_clip, key_mask=span.key_mask, documents=span.documents
                 )
             else:
-                out = attention(q, k, v, key_mask=span.key_mask, documents=span.documents)
+                out = attention(q, k, v, key_mask=span.key_mask, documents=span.documents, cuts=span.cuts)
         out = out.flatten(-2)
         return self.o_proj(out if self.sub_norm is None else self.sub_norm(out))
 
