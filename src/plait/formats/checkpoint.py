@@ -211,7 +211,8 @@ def save(
     Raises: CheckpointError if the format cannot express the model or the folder may not be replaced; OSError.
     """
     source = model.origin if tokenizer is None else Path(tokenizer)
-    recipe = model.recipe.name if model.recipe.name not in PLAIN else model.config.recipe
+    chosen = model.recipe
+    recipe = (chosen.base or chosen.name) if chosen.is_needed else model.config.recipe
     parent = {} if model.origin is None else {"parent": {"name": model.origin.resolve().name}}
     contents = Contents(
         config=replace(model.config, recipe=recipe),

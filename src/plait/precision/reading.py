@@ -53,6 +53,12 @@ class _Rule:
     blocks: str = ""
     format: _Format
 
+    def __post_init__(self) -> None:
+        self.rule()
+
+    def rule(self) -> Rule:
+        return Rule(role=self.role, first=self.first, last=self.last, blocks=self.blocks, format=self.format.format)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
@@ -101,9 +107,7 @@ def read(data: object, name: str = "") -> PrecisionRecipe:
     if table.base not in RECIPES:
         raise _unknown("base", table.base, RECIPES)
     base = RECIPES[table.base]
-    own = tuple(
-        Rule(role=r.role, first=r.first, last=r.last, blocks=r.blocks, format=r.format.format) for r in table.rules
-    )
+    own = tuple(rule.rule() for rule in table.rules)
     return replace(
         base,
         name=table.name or name or f"{table.base} changed",
@@ -121,7 +125,7 @@ def write(recipe: PrecisionRecipe) -> str | dict[str, object]:
 
     if RECIPES.get(recipe.name) == recipe:
         return recipe.name
-    compute = next(name for name, dtype in _DTYPES.items() if dtype == recipe.compute)
+    compute = next((name for name, dtype in _DTYPES.items() if dtype == recipe.compute), str(recipe.compute))
     n = recipe.n_own if recipe.base else len(recipe.rules)
     return {
         "name": recipe.name,

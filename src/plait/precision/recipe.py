@@ -113,6 +113,11 @@ class PrecisionRecipe:
         return any(rule.format.weight is not None and rule.format.weight.is_held for rule in self.rules)
 
     @property
+    def is_needed(self) -> bool:
+        """Whether a model trained in it is another without it, as ternary ones are; the others can run in BF16 too."""
+        return any(w.is_held or w.element == "ternary" for rule in self.rules for w in rule.format.weights)
+
+    @property
     def masters(self) -> "PrecisionRecipe":
         """The recipe whose weights are drawn: itself, or the plain one of its dtype where it holds codes."""
         return replace(self, rules=(), n_own=0, copies_head=False) if self.weight_only else self
@@ -153,6 +158,15 @@ class PrecisionRecipe:
     def is_late(self, step: int, steps: int) -> bool:
         """Whether the late switch is on for the update after `step` of `steps`."""
         return self.switch is not None and step >= round(self.switch.at * steps)
+
+    def decides(self, seed: int, steps: int) -> dict[str, object]:
+        """What of it decides the numbers of a run, JSON-ready; a run is not resumed with another."""
+        found: dict[str, object] = {"precision": self.to_dict()}
+        if any(rule.format.is_stochastic for rule in self.rules):
+            found["rounding_seed"] = seed
+        if self.switch is not None:
+            found["switch_step"] = round(self.switch.at * steps)
+        return found
 
     @classmethod
     def from_dict(cls, data: object) -> "PrecisionRecipe":
