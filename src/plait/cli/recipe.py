@@ -1,7 +1,8 @@
 """A training run as a file: which model, which tokens, how long and how fast.
 
 seed = 0                           of fresh weights and of the order of data
-precision = "bf16"                 what products compute in; masters are float32
+precision = "bf16"                 what products compute in; masters are float32. A recipe's name, the path of its TOML
+                                   file, or a [precision] table with base, rules and switch (precision/reading.py)
 [model]                            preset = "NAME", or a pattern with sizes, or checkpoint = "FOLDER"
 [data]                             sources, rows and length of a batch, phases
 [run]                              steps or tokens, [run.optim], [run.schedule], validation, checkpoints
@@ -18,6 +19,8 @@ from plait.data.shards import Dataset
 from plait.formats.checkpoint import Checkpoint
 from plait.formats.native import MANIFEST
 from plait.model.config import ModelConfig
+from plait.precision.plain import BF16
+from plait.precision.recipe import PrecisionRecipe
 from plait.train.loop import TrainConfig
 
 
@@ -136,7 +139,7 @@ class TrainRecipe:
     model: ModelTable
     data: DataTable
     run: TrainConfig
-    precision: str = "bf16"
+    precision: PrecisionRecipe = BF16
     device: str = "auto"
     seed: int = 0
 
