@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.cast import encode, minifloat
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 from plait.ops.random import uniform
 
 FP8 = Literal["e4m3", "e5m2"]
@@ -50,6 +50,40 @@ def quantize_fp8(
     scale = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, power_of_two)
     noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
     return encode(x.float() * spread(scale, x.shape), element, noise=noise), 1.0 / scale
+
+
+def _fits(
+    x: Tensor,
+    element: FP8 = "e4m3",
+    *,
+    block: Block = None,
+    power_of_two: bool = False,
+    seed: int | Tensor | None = None,
+) -> bool:
+    if element not in ("e4m3", "e5m2") or not native_serves("quantise", x):
+        return False
+    from plait.kernels.native import quantise
+
+    return quantise.fits(x, block if isinstance(block, tuple) else None)
+
+
+@quantize_fp8.backend("native", when=_fits)
+def _(
+    x: Tensor,
+    element: FP8 = "e4m3",
+    *,
+    block: Block = None,
+    power_of_two: bool = False,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.native import quantise
+
+    m = quantise.matrix(x.detach())
+    if isinstance(block, tuple):
+        return quantise.codes(m, element, "pow2" if power_of_two else "float32", block, seed=seed)
+    amax = quantise.amax(m) if block is None else block_amax(m.meant, block)
+    scale = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, power_of_two)
+    return quantise.codes(m, element, "given", given=scale, seed=seed)[0], 1.0 / scale
 
 
 @Op
@@ -120,12 +154,14 @@ def block_amax(x: Tensor, block: Block) -> Tensor:
 
 def spread(scale: Tensor, shape: torch.Size) -> Tensor:
     """Repeat the scales of blocks until they multiply a tensor of this shape; ValueError if they cannot."""
-    fits = scale.dim() == 0 or scale.dim() == len(shape)
-    for dim in range(-1, -scale.dim() - 1, -1) if fits else ():
-        times, rest = divmod(shape[dim], max(scale.shape[dim], 1))
-        fits = fits and rest == 0 and (times <= 1 or dim >= -2)
-        if fits and times > 1 and scale.shape[dim] > 1:
-            scale = scale.repeat_interleave(times, dim)
+    if scale.dim() == 0:
+        return scale
+    fits = scale.dim() == len(shape) and scale.shape[:-2] == shape[:-2]
+    for dim in (-1, -2)[: scale.dim()]:
+        n, blocks = shape[dim], scale.shape[dim]
+        fits = fits and n % max(blocks, 1) == 0 and (blocks > 0 or n == 0)
+        if fits and 1 < blocks < n:
+            scale = scale.repeat_interleave(n // blocks, dim)
     if not fits:
         raise ValueError(
             f"scales that do not belong to codes of shape {tuple(shape)}: their dimensions must divide the codes'"

@@ -33,10 +33,15 @@ def hadamard16(x: Tensor, signs: tuple[int, ...] = SIGNS) -> Tensor:
     """
     if x.shape[-1] % SIZE:
         raise ValueError(f"rows of {x.shape[-1]} numbers cannot be rotated by {SIZE}; pad them to a multiple of {SIZE}")
-    if len(signs) != SIZE or any(s not in (1, -1) for s in signs):
+    if not is_signs(signs):
         raise ValueError(f"signs={signs}: give {SIZE} of them, each 1 or -1")
     y = x.float().unflatten(-1, (-1, SIZE)) * torch.tensor(signs, dtype=torch.float32, device=x.device)
     for apart in (1, 2, 4, 8):
         a, b = y.unflatten(-1, (-1, 2, apart)).unbind(-2)
         y = torch.stack([a + b, a - b], dim=-2).flatten(-3)
     return (y.flatten(-2) * 0.25).to(x.dtype)
+
+
+def is_signs(signs: tuple[int, ...]) -> bool:
+    """Whether these are 16 times 1 or -1."""
+    return len(signs) == SIZE and all(s in (1, -1) for s in signs)

@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plait.ops.cast import decode, encode, minifloat, pack_fp4, unpack_fp4
-from plait.ops.dispatch import Op
+from plait.ops.cast import MINIFLOATS, decode, encode, minifloat, pack_fp4, unpack_fp4
+from plait.ops.dispatch import Op, native_serves
 from plait.ops.fp8 import block_amax, exact_quotient, spread
 from plait.ops.random import uniform
 
@@ -50,6 +50,25 @@ def quantize_mx(
     noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
     codes = encode(x.float() / spread(power, x.shape), element, noise=noise)
     return pack_fp4(codes) if element == "e2m1" else codes, scales
+
+
+def _fits(
+    x: Tensor, element: MXElement = "e4m3", *, rounding: Rounding = "rceil", seed: int | Tensor | None = None
+) -> bool:
+    if element not in MINIFLOATS or rounding != "rceil" or not native_serves("quantise", x):
+        return False
+    from plait.kernels.native import quantise
+
+    return quantise.fits(x, BLOCK)
+
+
+@quantize_mx.backend("native", when=_fits)
+def _(
+    x: Tensor, element: MXElement = "e4m3", *, rounding: Rounding = "rceil", seed: int | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.native import quantise
+
+    return quantise.codes(quantise.matrix(x.detach()), element, "e8m0", BLOCK, seed=seed)
 
 
 @Op

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from plait.ops.cast import decode, encode, pack_fp4, unpack_fp4
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, native_serves
 from plait.ops.fp8 import block_amax, check_block, exact_quotient, spread
-from plait.ops.hadamard import hadamard16
+from plait.ops.hadamard import hadamard16, is_signs
 from plait.ops.random import uniform
 
 Block = tuple[Literal[1], Literal[16]] | tuple[Literal[16], Literal[16]]
@@ -70,6 +70,39 @@ def quantize_nvfp4(
     noise = None if seed is None else uniform(x.shape, seed=seed, device=x.device)
     codes = encode(torch.where(scaled == 0, 0.0, scaled), "e2m1", noise=noise)
     return pack_fp4(codes), scales, amax
+
+
+def _fits(
+    x: Tensor,
+    *,
+    block: Block = ROW,
+    hadamard: tuple[int, ...] | None = None,
+    seed: int | Tensor | None = None,
+    transposed: bool = False,
+) -> bool:
+    if block not in (ROW, (16, 16)) or not (hadamard is None or is_signs(hadamard)) or not native_serves("quantise", x):
+        return False
+    from plait.kernels.native import quantise
+
+    return quantise.fits(x, block, transposed=transposed, rotated=hadamard is not None)
+
+
+@quantize_nvfp4.backend("native", when=_fits)
+def _(
+    x: Tensor,
+    *,
+    block: Block = ROW,
+    hadamard: tuple[int, ...] | None = None,
+    seed: int | Tensor | None = None,
+    transposed: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from plait.kernels.native import quantise
+
+    m = quantise.matrix(x.detach(), transposed)
+    amax = quantise.amax(m, hadamard)
+    amax = torch.where(amax.isfinite(), amax, torch.nan)
+    codes, scales = quantise.codes(m, "e2m1", "e4m3", block, given=global_scale(amax), signs=hadamard, seed=seed)
+    return codes, scales, amax
 
 
 @Op
