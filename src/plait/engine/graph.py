@@ -76,7 +76,8 @@ class Step:
         if self.graph is None:
             self._step()
         else:
-            self.graph.replay()
+            with torch.cuda.device(self.model.device):
+                self.graph.replay()
 
     def capture(self, pool: object = None) -> None:
         """Record the step; what the cache holds is spoiled.
@@ -87,16 +88,18 @@ class Step:
         Raises: RuntimeError if something in the step cannot be captured.
         """
         self.cache.lengths.zero_()
-        # compilers and libraries set themselves up on the first runs, which must not be recorded
-        aside = torch.cuda.Stream(self.model.device)
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
+        # streams and graphs belong to the current GPU, which need not be the model's
+        with torch.cuda.device(self.model.device):
+            # compilers and libraries set themselves up on the first runs, which must not be recorded
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
                 self._step()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
-            self._step()
         self.graph = graph
 
     def _step(self) -> None:

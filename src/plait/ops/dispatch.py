@@ -42,7 +42,7 @@ class Op(Generic[P, R]):
         """Register an implementation that serves the calls `when` accepts; earlier registrations win."""
 
         def register(fn: Callable[P, R]) -> Callable[P, R]:
-            self.candidates.append((name, when, fn))
+            self.candidates.append((name, when, _where_tensors_are(fn) if name == "triton" else fn))
             return fn
 
         return register
@@ -98,9 +98,24 @@ def triton_serves(*tensors: Tensor | None) -> bool:
     """
     given = [t for t in tensors if t is not None]
     dense = all(t.dim() != 1 or t.is_contiguous() for t in given)
-    return _HAS_TRITON and dense and (_choice() == "triton" or all(t.is_cuda and _is_current(t) for t in given))
+    together = all(t.is_cuda and t.device == given[0].device for t in given)
+    return _HAS_TRITON and dense and (_choice() == "triton" or together)
 
 
-def _is_current(t: Tensor) -> bool:
-    # Triton launches on the current GPU; on another the slower backends serve
-    return torch.compiler.is_compiling() or t.device.index == torch.cuda.current_device()
+def _where_tensors_are(fn: Callable[P, R]) -> Callable[P, R]:
+    """`fn` with the first tensor's GPU as the current one: Triton launches there, wherever its arguments are.
+
+    Backward passes need nothing of it: autograd runs them on the GPU of the forward pass.
+    """
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # a compiler sees to it itself
+        if not torch.compiler.is_compiling():
+            first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
+            if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
+                with torch.cuda.device(first.device):
+                    return fn(*args, **kwargs)
+        return fn(*args, **kwargs)
+
+    return run

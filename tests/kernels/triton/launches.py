@@ -48,6 +48,8 @@ def pretend() -> None:
     torch.Tensor.is_cuda = property(lambda self: True)
     about = SimpleNamespace(multi_processor_count=132, name="NVIDIA H200", major=9, minor=0)
     torch.cuda.get_device_properties = lambda device=None: about
+    # what a tensor on the processor has as its index
+    torch.cuda.current_device = lambda: None
 
 
 def long_attention(layer: object, paged: bool) -> None:
