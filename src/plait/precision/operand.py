@@ -16,54 +16,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.cast import decode, unpack_fp4
-from plait.ops.fp8 import dequantize_fp8, quantize_fp8, spread
+from plait.ops.fp8 import Block, dequantize_fp8, quantize_fp8
 from plait.ops.hadamard import SIGNS, hadamard16
-from plait.ops.mx import dequantize_mx, quantize_mx
+from plait.ops.mx import quantize_mx
 from plait.ops.nvfp4 import global_descale, quantize_nvfp4
+from plait.ops.operand import operand, operand_of
 from plait.ops.quant import quantize_int8, quantize_ternary
 from plait.precision.format import TensorFormat
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """form: None for plain numbers. tensors: what it consists of. is_turned: they are those of the transpose."""
+    """form: None for plain numbers. tensors: (values, descale), or the codes and scales of a packed one.
+
+    is_turned: the tensors are those of the transpose.
+    """
 
     form: TensorFormat | None
     tensors: tuple[Tensor, ...]
+    is_packed: bool = False
     is_turned: bool = False
 
     @property
     def turned(self) -> "Operand":
         """The transpose, for a format that rounds both alike."""
-        return Operand(self.form, self.tensors, not self.is_turned)
+        return Operand(self.form, self.tensors, self.is_packed, not self.is_turned)
 
     def opened(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """values (R, C) in dtype, perhaps a transposed view, and descale."""
-        if self.form is None:
-            values, descale = self.tensors[0].to(dtype), None
+        if self.form is not None:
+            values, descale = _open(self.form, self.tensors) if self.is_packed else self.tensors
         else:
-            values, descale = _open(self.form, self.tensors, dtype)
-            if self.is_turned and descale is not None and descale.dim():
-                # this scale runs along what is now summed over
-                values, descale = (values * descale).to(dtype), None
+            (values,), descale = self.tensors, None
+        values = values.to(dtype)
+        if self.is_turned and descale is not None and descale.dim():
+            # this scale runs along what is now summed over
+            values, descale = (values * descale).to(dtype), None
         return (values.t() if self.is_turned else values), descale
 
 
 def round_to(
-    form: TensorFormat | None, x: Tensor, *, turned: bool = False, seed: int | None = None, parts: tuple[int, ...] = ()
+    form: TensorFormat | None,
+    x: Tensor,
+    *,
+    turned: bool = False,
+    packed: bool = False,
+    seed: int | None = None,
+    parts: tuple[int, ...] = (),
 ) -> Operand:
     """Round a matrix, or its transpose, to a format.
 
     Args:
         form: None leaves it as it is.
         x: (R, C); with `turned` the operand is its transpose, (C, R).
+        packed: as codes and scales, to be kept; else as values, to be used.
         seed: of stochastic rounding.
         parts: rows of the segments that have a scale of their own.
     """
-    if form is None or form.is_symmetric:
-        return Operand(form, (x,) if form is None else _codes(form, x, None, parts), turned)
-    return Operand(form, _codes(form, x.t() if turned else x, seed, parts))
+    if form is None:
+        return Operand(None, (x,), is_turned=turned)
+    if form.element == "int8":
+        codes, scale = quantize_int8(x)
+        return Operand(form, (codes, 1.0 / scale), True, turned)
+    if form.element == "ternary":
+        return Operand(form, _ternary(x, parts), True, turned)
+    across = turned and not form.is_symmetric
+    signs = SIGNS if form.hadamard else None
+    if packed:
+        return Operand(form, _pack(form, x, across, signs, seed), True, turned and not across)
+    found = operand(
+        x,
+        element=form.element,
+        block=_block(form),
+        scale=form.scale_element,
+        hadamard=signs,
+        seed=seed,
+        transposed=across,
+    )
+    return Operand(form, found, False, turned and not across)
 
 
 def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
@@ -88,35 +118,30 @@ def pad_rows(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[0] % multiple)) if x.shape[0] % multiple else x
 
 
-def _codes(form: TensorFormat, x: Tensor, seed: int | None, parts: tuple[int, ...]) -> tuple[Tensor, ...]:
-    if form.element == "int8":
-        codes, scale = quantize_int8(x)
-        return codes, 1 / scale
-    if form.element == "ternary":
-        return _ternary(x, parts)
-    signs = SIGNS if form.hadamard else None
+def _pack(
+    form: TensorFormat, x: Tensor, transposed: bool, signs: tuple[int, ...] | None, seed: int | None
+) -> tuple[Tensor, ...]:
+    """Codes and scales of x, or of its transpose."""
     if form.scale_element == "e4m3":
-        return quantize_nvfp4(x, block=form.block, hadamard=signs, seed=seed)  # type: ignore[arg-type]
-    if form.hadamard:
-        x = hadamard16(x, SIGNS)
+        return quantize_nvfp4(x, block=form.block, hadamard=signs, seed=seed, transposed=transposed)  # type: ignore[arg-type]
+    x = x.t() if transposed else x
+    x = x if signs is None else hadamard16(x, signs)
     if form.scale_element == "e8m0":
         return quantize_mx(x, form.element, seed=seed)  # type: ignore[arg-type]
     return quantize_fp8(x, form.element, block=_block(form), power_of_two=form.scale_element == "pow2", seed=seed)  # type: ignore[arg-type]
 
 
-def _open(form: TensorFormat, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    codes, scales = tensors[0], tensors[1]
+def _open(form: TensorFormat, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    codes, scales, *amax = tensors
     if form.element in ("int8", "ternary"):
-        return codes.to(dtype), scales
+        return codes, scales
     if form.scale_element == "e4m3":
-        values = decode(unpack_fp4(codes), "e2m1")
-        values = values * spread(decode(scales, "e4m3"), values.shape)
-        return values.to(dtype), global_descale(tensors[2])
-    if form.scale_element == "e8m0":
-        return dequantize_mx(codes, scales).to(dtype), None
-    if form.scale == "block":
-        return dequantize_fp8(codes, scales).to(dtype), None
-    return codes.to(dtype), scales
+        return operand_of(codes, scales), global_descale(amax[0])
+    if form.scale != "block":
+        return operand_of(codes), scales
+    if form.scale_element == "float32":
+        return dequantize_fp8(codes, scales), None
+    return operand_of(codes, scales), None
 
 
 def _ternary(w: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -138,5 +163,5 @@ def _whole_numbers(x: Operand, w: Operand, dtype: torch.dtype) -> Tensor:
     return (total * (da * db.t())).to(dtype)
 
 
-def _block(form: TensorFormat) -> str | tuple[int, int] | None:
+def _block(form: TensorFormat) -> Block:
     return form.block if form.scale == "block" else "row" if form.scale == "row" else None

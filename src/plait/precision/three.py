@@ -49,9 +49,9 @@ class Call:
         """The number of tokens must be a multiple of this in the weight gradient."""
         return max(form.block[1] if form is not None else 1 for form in self.form.wgrad)
 
-    def shares(self, form: TensorFormat, x: Tensor) -> bool:
+    def shares(self, form: TensorFormat | None, x: Tensor) -> bool:
         """Whether x (T, C), rounded to this format, may stand for its transpose in the weight gradient."""
-        return form.is_symmetric and x.shape[0] % self.tokens_in_block == 0
+        return form is not None and form.is_symmetric and x.shape[0] % self.tokens_in_block == 0
 
 
 def three_gemms(x: Tensor, w: Tensor, call: Call) -> Tensor:
@@ -84,7 +84,7 @@ class _ThreeGemms(torch.autograd.Function):
         ctx.call, ctx.kept, tensors = call, None, []
         if w.requires_grad:
             kept = _kept(x_TK, rounded, call)
-            ctx.kept, tensors = (kept.form, kept.is_turned), [*kept.tensors]
+            ctx.kept, tensors = (kept.form, kept.is_packed, kept.is_turned), [*kept.tensors]
             if call.n_high and kept.form is not None:
                 tensors.append(x_TK)
         ctx.save_for_backward(w, *tensors)
@@ -107,9 +107,10 @@ class _ThreeGemms(torch.autograd.Function):
                 dx = dx + high @ w[n:].to(dy.dtype)
             dx = dx.view(*dy.shape[:-1], w.shape[1])
         if ctx.needs_input_grad[1]:
-            form, is_turned = ctx.kept
+            form, is_packed, is_turned = ctx.kept
             x_TK = kept.pop() if high is not None and form is not None else kept[0]
-            dw = product(_turned(low, rounded, call), Operand(form, tuple(kept), is_turned), dy.dtype).to(w.dtype)
+            x_KT = Operand(form, tuple(kept), is_packed, is_turned)
+            dw = product(_turned(low, rounded, call), x_KT, dy.dtype).to(w.dtype)
             if high is not None:
                 dw = torch.cat([dw, (high.t() @ x_TK).to(w.dtype)])
         return dx, dw, None
@@ -118,7 +119,8 @@ class _ThreeGemms(torch.autograd.Function):
 def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
     """y (T, N), and the rounded x."""
     form, n = call.form, w.shape[0] - call.n_high
-    rounded = round_to(form.fprop[0], x, seed=call.key(form.fprop[0], "fprop.x"))
+    packed = form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x)
+    rounded = round_to(form.fprop[0], x, packed=packed, seed=call.key(form.fprop[0], "fprop.x"))
     weight = round_to(form.fprop[1], w[:n], seed=call.key(form.fprop[1], "fprop.w"), parts=call.parts)
     y = product(rounded, weight, x.dtype)
     return (torch.cat([y, x @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), rounded
@@ -127,16 +129,16 @@ def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
 def _kept(x: Tensor, rounded: Operand, call: Call) -> Operand:
     """The transposed input (K, T) of the weight gradient; the forward product's codes where they are the same."""
     form = call.form.wgrad[1]
-    if form is not None and form == rounded.form and call.shares(form, x):
+    if form == rounded.form and call.shares(form, x):
         return rounded.turned
     x = pad_rows(x, call.tokens_in_block)
-    return round_to(form, x, turned=True, seed=call.key(form, "wgrad.x"))
+    return round_to(form, x, turned=True, packed=True, seed=call.key(form, "wgrad.x"))
 
 
 def _turned(dy: Tensor, rounded: Operand | None, call: Call) -> Operand:
     """The transposed gradient (N, T) of the weight gradient; the data gradient's codes where they are the same."""
     form = call.form.wgrad[0]
-    if form is not None and rounded is not None and form == rounded.form and call.shares(form, dy):
+    if rounded is not None and form == rounded.form and call.shares(form, dy):
         return rounded.turned
     dy = pad_rows(dy, call.tokens_in_block)
     return round_to(form, dy, turned=True, seed=call.key(form, "wgrad.dy"))

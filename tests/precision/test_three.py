@@ -1,0 +1,224 @@
+"""Linear layers of three products: the published packages' numbers, what is kept, and chance that repeats itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from plait.ops.fp8 import dequantize_fp8, quantize_fp8
+from plait.precision.format import LinearFormat, TensorFormat
+from plait.precision.linear import Linear
+from plait.precision.moment import Moment
+from plait.precision.operand import product, round_to
+from plait.precision.papers import MX4, MX8, NV4, TENSORWISE, TILEWISE
+from plait.precision.ternary import BITLINEAR
+from plait.precision.three import Call, three_gemms
+
+FORMATS = {"fp8": TENSORWISE, "fp8-block": TILEWISE, "mxfp8": MX8, "mxfp4": MX4, "nvfp4": NV4, "ternary": BITLINEAR}
+
+
+def nearest(form: LinearFormat) -> LinearFormat:
+    """The same without chance."""
+    pairs = {
+        name: tuple(None if f is None else replace(f, rounding="nearest") for f in getattr(form, name))
+        for name in ("fprop", "dgrad", "wgrad")
+    }
+    return replace(form, **pairs)  # type: ignore[arg-type]
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.detach(), theirs.detach()
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def passes(x: Tensor, w: Tensor, dy: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """y, dx, dw."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = three_gemms(x, w, call)
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+    return y.detach(), dx, dw
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_fp8_equals_the_published_linear_layer(shared: Path, case: str) -> None:
+    d = load_file(shared / "vectors" / "fp8_linear.safetensors")
+    found = passes(d[f"{case}.x"], d[f"{case}.w"], d[f"{case}.dy"], Call(TENSORWISE))
+    for name, ours in zip(("y", "dx", "dw"), found, strict=True):
+        assert distance(ours, d[f"{case}.te.{name}"]) < 3e-7, name
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_nvfp4_equals_the_published_linear_layer(shared: Path, case: str) -> None:
+    d = load_file(shared / "vectors" / "nvfp4_linear.safetensors")
+    x, w, dy = (d[f"{case}.{name}"] for name in ("x", "w", "dy"))
+    form = nearest(NV4)
+    y, dx, _ = passes(x.float(), w, dy.float(), Call(form))
+    assert distance(y, d[f"{case}.te.y"]) < 3e-7 and distance(dx, d[f"{case}.te.dx"]) < 3e-7
+    # rotated bfloat16 numbers are rounded to bfloat16 before they are quantised: these operands are made of those
+    a, b = round_to(form.wgrad[0], dy, turned=True), round_to(form.wgrad[1], x, turned=True, packed=True)
+    assert distance(product(a, b, torch.float32), d[f"{case}.te.dw"]) < 3e-7
+    for ours, name in zip(passes(x, w, dy, Call(form)), ("y", "dx", "dw"), strict=True):
+        assert distance(ours, d[f"{case}.te.{name}"]) < 2.5e-3, "bfloat16 rounds the products, and nothing else"
+
+
+def test_ternary_equals_the_published_linear_layer(shared: Path) -> None:
+    d = load_file(shared / "vectors" / "bitnet.safetensors")
+    found = passes(d["linear.a.x"], d["linear.a.w"], d["linear.a.dy"], Call(BITLINEAR))
+    for name, ours in zip(("y", "dx", "dw"), found, strict=True):
+        assert distance(ours, d[f"linear.a.{name}"]) < 3e-7, name
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tokens", [(1,), (3, 7), (2, 64)])
+def test_all_formats_take_any_number_of_tokens(name: str, tokens: tuple[int, ...]) -> None:
+    """Results are near the exact ones, by how many bits there are; a block of zeros at the end changes nothing."""
+    x, w, dy = torch.randn(*tokens, 128), torch.randn(256, 128), torch.randn(*tokens, 256)
+    y, dx, dw = passes(x, w, dy, Call(FORMATS[name]))
+    most = {"fp8": 0.1, "fp8-block": 0.06, "mxfp8": 0.06, "ternary": 0.7}.get(name, 0.4)
+    exact = dy.flatten(0, -2).t() @ x.flatten(0, -2)
+    for ours, theirs in ((y, x @ w.t()), (dx, dy @ w), (dw, exact)):
+        assert 1e-4 < distance(ours, theirs) < most or (name == "ternary" and ours is dw)
+    assert dw.dtype == w.dtype and y.shape == (*tokens, 256) and dx.shape == x.shape
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bfloat16_products_of_codes_round_once(name: str) -> None:
+    """The bfloat16 GEMM of codes gives the float32 result rounded to bfloat16, not a sum of roundings."""
+    x, w, dy = torch.randn(96, 128).bfloat16(), torch.randn(256, 128), torch.randn(96, 256).bfloat16()
+    call = Call(nearest(FORMATS[name]))
+    high = passes(x.float(), w, dy.float(), call)
+    for low, exact, where in zip(passes(x, w, dy, call), high, ("y", "dx", "dw"), strict=True):
+        if where == "dw" and call.form.wgrad[1] is not None and call.form.wgrad[1].hadamard:
+            continue  # the rotation itself is rounded to bfloat16
+        if name == "ternary" and where != "y":
+            continue  # gradients meet numbers, not codes
+        assert bool(((low.float() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()), where
+
+
+def test_a_scale_for_each_row_is_of_the_operands_own_rows() -> None:
+    row = TensorFormat(element="e4m3", scale="row")
+    x, w, dy = torch.randn(21, 40), torch.randn(30, 40) * torch.logspace(-3, 3, 30)[:, None], torch.randn(21, 30)
+    form = LinearFormat(fprop=(row, row), dgrad=(row, row), wgrad=(row, row))
+
+    def rounded(t: Tensor) -> Tensor:
+        return dequantize_fp8(*quantize_fp8(t, block="row")).double()
+
+    y, dx, dw = passes(x, w, dy, Call(form))
+    assert distance(y, rounded(x) @ rounded(w).t()) < 1e-6
+    assert distance(dx, rounded(dy) @ rounded(w.t().contiguous()).t()) < 1e-6
+    assert distance(dw, rounded(dy.t().contiguous()) @ rounded(x.t().contiguous()).t()) < 1e-6
+
+
+def kept_bytes(form: LinearFormat, tokens: int, d_in: int, d_out: int) -> int:
+    """Bytes that the backward pass keeps besides the weight itself."""
+    layer = Linear(d_in, d_out, number_format=form)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(tokens, d_in).bfloat16().requires_grad_()
+    found: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() != layer.weight.untyped_storage().data_ptr():
+            found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = layer(x)
+    total = sum(found.values())
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    return total
+
+
+def test_only_the_codes_of_the_input_are_kept() -> None:
+    T, K, N = 512, 256, 384
+    plain = kept_bytes(LinearFormat(), T, K, N)
+    assert plain == 2 * T * K + 2 * N * K, "bfloat16 keeps the input, and the weight as it was cast"
+    scales = {"fp8": 4, "fp8-block": T * K // 128 * 4, "mxfp8": T * K // 32, "mxfp4": T * K // 32}
+    scales |= {"nvfp4": T * K // 16 + 4, "ternary": 4 * T}
+    for name, form in FORMATS.items():
+        codes = T * K // 2 if "fp4" in name else T * K
+        assert kept_bytes(form, T, K, N) == codes + scales[name], name
+
+
+def test_high_rows_are_computed_as_if_alone() -> None:
+    parts = (("z", 24), ("x", 40), ("dt", 8))
+    layer = Linear(32, 72, number_format=BITLINEAR, parts=parts, bias=True)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layer.weight[24:64] *= 10
+    x, dy = torch.randn(5, 3, 32, requires_grad=True), torch.randn(5, 3, 72)
+    y = layer(x)
+    y.backward(dy)
+    bounds, each = (0, 24, 64, 72), []
+    grads = torch.zeros_like(x)
+    for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        form = LinearFormat() if i == 2 else BITLINEAR
+        out, dx, dw = passes(x.detach(), layer.weight.detach()[a:b], dy[..., a:b], Call(form))
+        each.append(out + layer.bias[a:b])  # type: ignore[index]
+        grads += dx
+        torch.testing.assert_close(layer.weight.grad[a:b], dw)  # type: ignore[index]
+    torch.testing.assert_close(y, torch.cat(each, -1))
+    torch.testing.assert_close(x.grad, grads)
+
+
+def test_chance_follows_from_seed_draw_part_name_and_operand_alone() -> None:
+    x, w, dy = torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64)
+    call = Call(NV4, name="blocks.0.mixer.up_proj", seed=1, draw=5, part=0)
+    first, again = passes(x, w, dy, call), passes(x, w, dy, call)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for other in (replace(call, seed=2), replace(call, draw=6), replace(call, part=1), replace(call, name="b")):
+        y, dx, dw = passes(x, w, dy, other)
+        assert torch.equal(y, first[0]) and not torch.equal(dx, first[1]) and not torch.equal(dw, first[2])
+
+
+def test_stochastic_gradients_are_right_on_average() -> None:
+    x, w, dy = torch.randn(32, 32), torch.randn(32, 32), torch.rand(32, 32) * 2 - 1
+    dy[:, ::16] = 1.0  # so that block scales are not rounded, and nothing saturates
+    exact, tries = passes(x, w, dy, Call(nearest(NV4))), 200
+    each = torch.stack([passes(x, w, dy, Call(NV4, draw=i))[1] for i in range(tries)])
+    w_hat = passes(torch.eye(32), w, torch.zeros(32, 32), Call(replace(NV4, fprop=(None, NV4.fprop[1]))))[0].t()
+    z = (each.mean(0) - dy @ w_hat) / (each.std(0) / tries**0.5)
+    assert 0.9 < float(z.square().mean()) < 1.15 and float(z.abs().max()) < 4.5
+    biased = (exact[1] - dy @ w_hat) / (each.std(0) / tries**0.5)
+    assert float(biased.square().mean()) > 20, "nearest rounding is not"
+
+
+def test_recomputed_layers_draw_the_same_numbers() -> None:
+    """With chance in the forward product too, a layer that is run again must see what it saw."""
+    chance = replace(NV4, fprop=(replace(NV4.fprop[0], rounding="stochastic"), NV4.fprop[1]))  # type: ignore[type-var]
+    layer = Linear(64, 32, number_format=chance)
+    torch.nn.init.normal_(layer.weight)
+    layer.name, layer.moment = "blocks.3.mixer.up_proj", Moment(seed=3, draw=7, part=1)
+    x, dy = torch.randn(32, 64, requires_grad=True), torch.randn(32, 32)
+    found = []
+    for again in (False, True):
+        y = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+        found.append((y, *torch.autograd.grad(y, (x, layer.weight), dy)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_after_the_late_switch_another_format_computes() -> None:
+    layer = Linear(64, 32, number_format=NV4)
+    torch.nn.init.normal_(layer.weight)
+    layer.late_format = replace(NV4, fprop=(None, None))
+    x, dy = torch.randn(32, 64, requires_grad=True), torch.randn(32, 32)
+    before = torch.autograd.grad(layer(x), x, dy)[0]
+    assert distance(layer(x), x @ layer.weight.t()) > 0.05
+    layer.moment.is_late = True
+    y = layer(x)
+    torch.testing.assert_close(y, x @ layer.weight.t())
+    assert torch.equal(torch.autograd.grad(y, x, dy)[0], before), "backward it computes as before"
+
+
+def test_without_a_gradient_nothing_is_kept_and_few_rows_are_served() -> None:
+    layer = Linear(64, 32, number_format=TENSORWISE)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(1, 1, 64)
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(x.requires_grad_()))
+        assert not layer(x).requires_grad
