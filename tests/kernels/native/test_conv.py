@@ -7,6 +7,7 @@ import torch
 from tests.kernels.native.gradients import assert_equals_reference
 from torch import Tensor
 
+from plait.kernels.native.conv import CausalConv
 from plait.ops.conv import causal_conv1d
 
 
@@ -34,3 +35,10 @@ def test_convolution_equals_its_reference(target: str, dtype: torch.dtype, n_sha
             return causal_conv1d(x, w, bias, initial=initial, starts=starts, activation=activation)
 
         assert_equals_reference(conv, [wide, torch.randn(D, W), bias, initial, starts])
+
+
+def test_no_tokens_give_their_past_no_gradient(target: str) -> None:
+    past = torch.randn(2, 3, 8, requires_grad=True)
+    y = CausalConv.apply(torch.randn(2, 0, 8), past, torch.randn(8, 4), None, None, True)
+    y.sum().backward()
+    assert y.shape == (2, 0, 8) and (past.grad == 0).all()

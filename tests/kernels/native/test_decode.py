@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plait.ops.attention import attention
@@ -89,7 +90,12 @@ def test_a_step_of_the_state(target: str, shape: tuple[int, int, int, int, int],
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 1), (2, 63, 4, 2, 6), (1, 64, 6, 1, 64), (2, 300, 5, 5, 80), (1, 5000, 4, 1, 16)], ids=str
+    "shape",
+    [
+        *[(1, 1, 1, 1, 1), (2, 63, 4, 2, 6), (1, 64, 6, 1, 64), (2, 300, 5, 5, 80), (1, 5000, 4, 1, 16)],
+        *[(2, 1, 3, 1, 32), (1, 31, 9, 1, 96), (2, 33, 8, 2, 128), (1, 4500, 16, 4, 64), (1, 7, 4, 4, 256)],
+    ],
+    ids=str,
 )
 def test_attention_of_one_token(
     target: str, shape: tuple[int, int, int, int, int], dtype: torch.dtype, padded: bool
@@ -97,12 +103,39 @@ def test_attention_of_one_token(
     check_attention(*shape, dtype, padded)
 
 
-def test_a_row_without_keys_gives_zeros(target: str) -> None:
-    q, k = torch.randn(2, 1, 4, 8), torch.randn(2, 2, 9, 8).transpose(1, 2)
-    mask = torch.tensor([[False], [True]]).expand(2, 9)
+@pytest.mark.parametrize("sharpness", [1, 8])
+@pytest.mark.parametrize("shape", [(16, 16, 4, 64), (300, 5, 1, 128), (4100, 3, 3, 96)], ids=str)
+def test_attention_in_bfloat16_errs_as_little_as_pytorchs(
+    target: str, shape: tuple[int, int, int, int], sharpness: float
+) -> None:
+    """Weights may be rounded like the result: then both err by less than half as much again as its rounding alone."""
+    S, H, K, P = shape
+    q = (sharpness * torch.randn(2, 1, H, P)).bfloat16()
+    k, v = (torch.randn(2, K, S, P).bfloat16().transpose(1, 2) for _ in range(2))
+    want = attention.reference(q.double(), k.double(), v.double())
     with use("native"), torch.no_grad():
-        got = attention(q, k, k, key_mask=mask)
-    assert (got[0] == 0).all() and (got[1] != 0).all()
+        got = attention(q, k, v)
+    theirs = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), enable_gqa=True).transpose(1, 2)
+    error, others, rounding = ((t.double() - want).square().mean().sqrt() for t in (got, theirs, want.bfloat16()))
+    assert error <= 1.5 * rounding and error <= 1.2 * others
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_no_number_stays_with_its_query(target: str, dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(1, 1, 4, 64), torch.randn(1, 1, 70, 64), torch.randn(1, 1, 70, 64)
+    q[0, 0, 2, 5] = torch.nan
+    with use("native"), torch.no_grad():
+        got = attention(q.to(dtype), k.to(dtype).transpose(1, 2), v.to(dtype).transpose(1, 2))
+    assert got[0, 0, 2].isnan().all() and got[0, 0, [0, 1, 3]].isfinite().all()
+
+
+def test_a_row_without_keys_gives_zeros(target: str) -> None:
+    mask = torch.tensor([[False], [True]]).expand(2, 9)
+    for P, dtype in ((8, torch.float32), (64, torch.bfloat16)):
+        q, k = torch.randn(2, 1, 4, P).to(dtype), torch.randn(2, 2, 9, P).to(dtype).transpose(1, 2)
+        with use("native"), torch.no_grad():
+            got = attention(q, k, k, key_mask=mask)
+        assert (got[0] == 0).all() and (got[1] != 0).all()
 
 
 def test_random_shapes_agree(n_shapes: int) -> None:
@@ -113,4 +146,5 @@ def test_random_shapes_agree(n_shapes: int) -> None:
         limit = rng.choice([(0.0, float("inf")), (0.01, 0.1)])
         check_state(B, G * rng.randint(1, 4), rng.randint(1, 40), G, rng.randint(1, 140), dtype, stored, limit)
         length = rng.choice([1, 2, 63, 64, 65, 257, 700])
-        check_attention(B, length, K * rng.randint(1, 6), K, rng.randint(1, 90), dtype, rng.random() < 0.5)
+        P = rng.choice([rng.randint(1, 90), 32 * rng.randint(1, 4)])
+        check_attention(B, length, K * rng.randint(1, 6), K, P, dtype, rng.random() < 0.5)

@@ -61,8 +61,8 @@ static void forward(Shape s, const T *x, const T *past, const bool *starts, cons
 }
 
 // parts is (threads, taps + 1, channels), zero before: each thread's sums for the taps and the bias. dpast may be null.
-// A task walks its tokens forward; dx of a token is complete taps - 1 tokens later, which lie in `ring`. The tokens just
-// before and after belong to other tasks: their g is formed here too, but not summed.
+// A task walks its tokens forward; dx of a token is complete taps - 1 tokens later, which lie in `ring`. The tokens
+// just before and after belong to other tasks: their g is formed here too, but not summed.
 template <typename T>
 static void backward(Shape s, const T *x, const T *past, const bool *starts, const float *w, const float *bias,
                      const T *dy, T *dx, T *dpast, float *parts, int64_t threads) {

@@ -40,7 +40,8 @@ class CausalConv(torch.autograd.Function):
         x, past, w, bias, starts = ctx.saved_tensors  # type: ignore[attr-defined]
         activation, threads = ctx.activation, torch.get_num_threads()  # type: ignore[attr-defined]
         dy, dx = dy.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-        dpast = None if past is None else torch.empty_like(past)
+        # without tokens the kernel has nothing to do, and what came before no gradient
+        dpast = None if past is None else torch.empty_like(past) if x.shape[1] else torch.zeros_like(past)
         parts = torch.zeros(threads, w.shape[1] + 1, w.shape[0])
         inputs = x, past, starts, _taps(w), _wide(bias), dy
         half = x.dtype == torch.bfloat16

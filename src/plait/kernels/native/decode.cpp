@@ -1,7 +1,8 @@
 // One token through a whole model: a tape of small operations, run by all threads with a barrier where one must wait.
 //
-// Python writes the tape once (ops/tape.py): records of 64-bit words. A record's first three say which operation, whether
-// it must wait for what came before, and how much of it has been taken; the others are its struct of operations.h.
+// Python writes the tape once (ops/tape.py): records of 64-bit words. A record's first three say which operation,
+// whether it must wait for what came before, and how much of it has been taken; the others are its struct of
+// operations.h.
 // Threads take work in pieces, so that a disturbed processor does not hold up the others.
 #include "operations.h"
 // operations.h first, for the warnings that it silences

@@ -4,11 +4,11 @@
 // come in blocks of 64 columns with a scale per group of 32, 64 or 128:
 //
 //     int8   w = scale * (code - zero),   codes int8 without zeros, uint8 with them
-//     int4   byte j of a block holds column j in its low half and column 32 + j in its high half; zero is 8 unless given
+//     int4   byte j of a block holds column j in its low half, column 32 + j in its high half; zero is 8 unless given
 //
 // Sums of 32 products are scaled, not single weights; the zeros' part is scale * zero * (sum of x over the group).
-// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs, and int8
-// with x in 16-bit steps of each group's largest value, exact in 32 bits.
+// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs, and
+// int8 with x in 16-bit steps of each group's largest value, exact in 32 bits.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
 // gcc 12 warns of its own intrinsics, which leave unused lanes undefined
@@ -52,7 +52,7 @@ static inline bool uses_fixed(const Matrix &) { return false; }
 #endif
 
 constexpr int MOST_GROUPS = 1024;      // K / group at most
-constexpr int64_t AHEAD = 4096;        // bytes from what is read to what is asked for
+constexpr int64_t AHEAD = 8192;        // bytes from what is read to what is asked for
 
 template <int U>
 static inline float total(const vf (&v)[U]) {
@@ -60,7 +60,8 @@ static inline float total(const vf (&v)[U]) {
   for (int i = 1; i < U; i++) s += v[i];
   return sum(s);
 }
-static inline void ask(const void *p) { __builtin_prefetch((const char *)p + AHEAD); }
+// into the second cache: the nearest one has too few places for what is on its way
+static inline void ask(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
 
 static inline float from_half(uint16_t h) {
 #if defined(__F16C__)

@@ -96,7 +96,8 @@ extern "C" void rms_norm_backward(int64_t half, const void *x, const float *w, c
 }
 extern "C" void gated_rms_norm(int64_t half, const void *x, int64_t x_stride, const void *z, int64_t z_stride,
                                const float *w, void *y, float *r, int64_t rows, int64_t groups, int64_t n, double eps) {
-  half ? forward<bf16, true>((const bf16 *)x, x_stride, (const bf16 *)z, z_stride, w, (bf16 *)y, r, rows, groups, n, eps)
+  half ? forward<bf16, true>((const bf16 *)x, x_stride, (const bf16 *)z, z_stride, w, (bf16 *)y, r, rows, groups, n,
+                             eps)
        : forward<float, true>((const float *)x, x_stride, (const float *)z, z_stride, w, (float *)y, r, rows, groups, n,
                               eps);
 }

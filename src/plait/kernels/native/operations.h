@@ -8,7 +8,7 @@
 // gemv.h first: it silences gcc 12 about its own headers
 #include <vector>
 
-#include "attend.h"
+#include "attend_pairs.h"
 #include "step.h"
 
 constexpr int64_t MOST_SPANS = 16;  // of keys, that threads share
@@ -99,11 +99,14 @@ struct Input {
       float largest = LOWEST, total = 0, share[MOST_SPANS];
       for (int64_t s = 0; s < spans; s++) largest = seen[s].largest > largest ? seen[s].largest : largest;
       for (int64_t s = 0; s < spans; s++) total += seen[s].total * (share[s] = std::exp(seen[s].largest - largest));
-      for (int64_t i = 0; i < head; i++) {
-        float sum = 0;
-        for (int64_t s = 0; s < spans; s++) sum += share[s] * x[((b * H + h) * MOST_SPANS + s) * ld + i];
-        to[h * head + i] = total == 0 ? 0 : sum / total;  // a row of padding sees nothing
-      }
+      // a row of padding sees nothing
+      for (int64_t s = 0; s < spans; s++) share[s] = total == 0 ? 0 : share[s] / total;
+      const float *sums = x + (b * H + h) * MOST_SPANS * ld;
+      over(head, [&](int64_t i, int n) INLINE {
+        vf v = {};
+        for (int64_t s = 0; s < spans; s++) v += share[s] * get(sums + s * ld + i, n);
+        put(to + h * head + i, v, n);
+      });
     }
   }
   void normalise(float *x) const {
@@ -289,28 +292,43 @@ struct Attend {  // one item is a span of keys for the query heads of one key he
   float *out;  // (B, H, MOST_SPANS, P rounded up)
   Seen *seen;  // (B, H, MOST_SPANS)
 
-  void run(const Work &work) const {
-    const Step &step = work.step;
-    const int64_t spans = step.spans(), span = step.span(), group = H / kv.K, P = kv.P, ld = (P + W - 1) / W * W;
+  // the queries (group, P) over keys first ... last - 1; sums (group, ld)
+  template <typename T>
+  void span(const float *queries, const T *keys, const T *values, int64_t first, int64_t last, const uint8_t *mask,
+            float *sums, int64_t ld, Seen *some) const {
+    const int64_t group = H / kv.K, P = kv.P;
     const float scale = 1.0f / std::sqrt((float)P);
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(T) == 2)
+      if (attends_in_pairs(P))
+        return attend_pairs(queries, group, scale, keys, values, P, first, last, mask, sums, some);
+#endif
+    float *scaled = Scratch::room(scratch.q, group * ld);
+    memset(scaled, 0, group * ld * sizeof(float));
+    for (int64_t a = 0; a < group; a++)
+      for (int64_t p = 0; p < P; p++) scaled[a * ld + p] = queries[a * P + p] * scale;
+    attend(scaled, group, ld, keys, values, P, first, last, mask, sums, some);
+  }
+  template <typename T>
+  void run_on(const Work &work) const {
+    const Step &step = work.step;
+    const int64_t spans = step.spans(), each = step.span(), group = H / kv.K, P = kv.P, ld = (P + W - 1) / W * W;
     std::vector<Seen> some(group);
+    std::vector<float> sums(group * ld);
     for (int64_t i; work.item(step.B * kv.K * spans, i);) {
       const int64_t s = i % spans, head = i / spans % kv.K, b = i / spans / kv.K;
-      const int64_t first = s * span, last = first + span < step.S ? first + span : step.S;
+      const int64_t first = s * each, last = first + each < step.S ? first + each : step.S;
       const uint8_t *mask = step.mask ? step.mask + b * step.S : nullptr;
-      float *queries = Scratch::room(scratch.q, 2 * group * ld), *sums = queries + group * ld;
-      memset(queries, 0, group * ld * sizeof(float));
-      for (int64_t a = 0; a < group; a++)
-        for (int64_t p = 0; p < P; p++) queries[a * ld + p] = q[(b * H + head * group + a) * P + p] * scale;
-      if (kv.k.half) attend(queries, group, ld, kv.keys<bf16>(b, head), kv.values<bf16>(b, head), P, first, last, mask, sums, some.data());
-      else attend(queries, group, ld, kv.keys<float>(b, head), kv.values<float>(b, head), P, first, last, mask, sums, some.data());
+      const T *keys = kv.keys<T>(b, head), *values = kv.values<T>(b, head);
+      span(q + (b * H + head * group) * P, keys, values, first, last, mask, sums.data(), ld, some.data());
       for (int64_t a = 0; a < group; a++) {
         const int64_t at = (b * H + head * group + a) * MOST_SPANS + s;
-        memcpy(out + at * ld, sums + a * ld, P * sizeof(float));
+        memcpy(out + at * ld, sums.data() + a * ld, P * sizeof(float));
         seen[at] = some[a];
       }
     }
   }
+  void run(const Work &work) const { kv.k.half ? run_on<bf16>(work) : run_on<float>(work); }
 };
 
 struct Copy {  // y = what a linear layer would read

@@ -65,7 +65,8 @@ struct Forward {
         tile.add(C_rows + i * N, N, B_words + j * K<E>, q, N / K<E>);
         tile.write(scores + i * q + j, q);
       }
-    const bool *begins = starts ? starts + b * s.length + t : nullptr, *valid = mask ? mask + b * s.length + t : nullptr;
+    const bool *begins = starts ? starts + b * s.length + t : nullptr;
+    const bool *valid = mask ? mask + b * s.length + t : nullptr;
     Documents documents(begins, tokens, q);
     int64_t next = std::min(s.chunk, s.length - t - tokens);
     expect(Cs, s.C[1], tokens, tokens + next, s.N), expect(Bs, s.B[1], tokens, tokens + next, s.N);
@@ -92,7 +93,8 @@ struct Forward {
     int64_t next = std::min(s.chunk, s.length - t - tokens);
     for (int64_t p = 0; p < s.P; p += COLS)
       for (int64_t i = 0; i < tokens; i += ROWS) {
-        if (p == 0) expect(x + b * s.x[0] + (t + tokens) * s.x[1] + h * s.x[2], s.x[1], i, std::min(i + ROWS, next), s.P);
+        if (p == 0)
+          expect(x + b * s.x[0] + (t + tokens) * s.x[1] + h * s.x[2], s.x[1], i, std::min(i + ROWS, next), s.P);
         Tile tile;
         tile.clear();
         if (carries) {
@@ -148,10 +150,10 @@ void forward(const Shape &s, const void *x, const void *dt, const float *A, cons
 
 }  // namespace
 
-extern "C" void ssd_forward(int64_t half, int64_t half_dt, const Shape *s, const void *x, const void *dt, const float *A,
-                            const void *B, const void *C, const float *D, const float *bias, double low, double high,
-                            const float *initial, const bool *starts, const bool *mask, void *y, float *last,
-                            void *saved) {
+extern "C" void ssd_forward(int64_t half, int64_t half_dt, const Shape *s, const void *x, const void *dt,
+                            const float *A, const void *B, const void *C, const float *D, const float *bias,
+                            double low, double high, const float *initial, const bool *starts, const bool *mask,
+                            void *y, float *last, void *saved) {
   auto run = half ? (half_dt ? forward<bf16, bf16> : forward<bf16, float>)
                   : (half_dt ? forward<float, bf16> : forward<float, float>);
   run(*s, x, dt, A, B, C, D, bias, low, high, initial, starts, mask, y, last, saved);

@@ -95,8 +95,8 @@ struct Steps {
 };
 
 // exp(a_i - a_j) of a row i against W tokens j, or of a column j against W tokens i, is one factor times W others where
-// the W tokens lie wholly on one side: both exponents, from and to the token between, are negative. Only the W x W blocks
-// on the diagonal take an exponential for each number.
+// the W tokens lie wholly on one side: both exponents, from and to the token between, are negative. Only the W x W
+// blocks on the diagonal take an exponential for each number.
 
 // ask for rows of memory that will be read soon: they lie too far apart for the processor to guess
 template <typename T>

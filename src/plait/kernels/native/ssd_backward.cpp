@@ -13,7 +13,7 @@
 
 namespace {
 
-// what Python hands over; dB and dC have one row of their batch for each split, dA, dD and dbias one for each batch entry
+// what Python hands over; dB and dC have one row of their batch for each split; dA, dD, dbias one for each batch entry
 template <typename T, typename TD>
 struct Arrays {
   const T *x, *B, *C, *dy;
@@ -40,7 +40,8 @@ struct Backward {
   // of the head
   E *x_rows, *g_rows, *g_columns, *g_words, *g_turned, *weights, *S_rows, *S_words, *dS_rows, *dS_words, *dS_columns;
   float *dS_all;
-  // <dy, what came from another token of the chunk>, the same by its source (over dt), from itself, from before, to after
+  // <dy, what came from another token of the chunk>, the same by its source (over dt), from itself, from before, and to
+  // after
   alignas(64) float row_flow[LONGEST], column_flow[LONGEST], self_flow[LONGEST], in_flow[LONGEST], out_flow[LONGEST];
 
   void run(Task task) {
@@ -283,16 +284,16 @@ void backward(const Shape &s, const Arrays<T, TD> &arrays) {
 
 }  // namespace
 
-extern "C" void ssd_backward(int64_t half, int64_t half_dt, const Shape *s, const void *x, const void *dt, const float *A,
-                             const void *B, const void *C, const float *D, const float *bias, double low, double high,
-                             const bool *starts, const bool *mask, const void *saved, const void *dy,
-                             const float *dlast, void *dx, void *ddt, float *dA, void *dB, void *dC, float *dD,
-                             float *dbias, float *dinitial) {
+extern "C" void ssd_backward(int64_t half, int64_t half_dt, const Shape *s, const void *x, const void *dt,
+                             const float *A, const void *B, const void *C, const float *D, const float *bias,
+                             double low, double high, const bool *starts, const bool *mask, const void *saved,
+                             const void *dy, const float *dlast, void *dx, void *ddt, float *dA, void *dB, void *dC,
+                             float *dD, float *dbias, float *dinitial) {
   auto run = [&](auto number, auto step) {
     typedef decltype(number) T;
     typedef decltype(step) TD;
-    backward<T, TD>(*s, {(const T *)x, (const T *)B, (const T *)C, (const T *)dy, (const TD *)dt, A, D, bias, starts, mask, low,
-                         high, saved, dlast, (T *)dx, (T *)dB, (T *)dC, (TD *)ddt, dA, dD, dbias, dinitial});
+    backward<T, TD>(*s, {(const T *)x, (const T *)B, (const T *)C, (const T *)dy, (const TD *)dt, A, D, bias, starts,
+                         mask, low, high, saved, dlast, (T *)dx, (T *)dB, (T *)dC, (TD *)ddt, dA, dD, dbias, dinitial});
   };
   if (half)
     half_dt ? run(bf16{}, bf16{}) : run(bf16{}, float{});

@@ -43,7 +43,10 @@ static inline vf conv_four(const float *x, T *window, const Numbers &w, int64_t 
     store(window + part * W, next);
     store(products + part * W, next * w.from(at + part * W));
   }
-  for (int i = 0; i < W; i++) y[i] = (products[4 * i] + products[4 * i + 1]) + (products[4 * i + 2] + products[4 * i + 3]);
+  for (int i = 0; i < W; i++) {
+    const float *p = products + 4 * i;
+    y[i] = (p[0] + p[1]) + (p[2] + p[3]);
+  }
   return load(y);
 }
 

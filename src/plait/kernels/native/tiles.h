@@ -1,9 +1,9 @@
-// Small matrix products in registers: out (rows x columns) += A (rows x k) B (k x columns), for operands that fit in cache.
+// Small matrix products in registers, for operands in cache: out (rows x columns) += A (rows x k) B (k x columns).
 //
 // Operands are float32, or bfloat16 where the processor multiplies pairs of those (twice the speed of float32). A word
-// of 32 bits holds K = 1 or 2 neighbours along k. A is kept in rows, its words along k; B in words: word row k / K holds
-// the neighbours k .. k + K - 1 of every column. Sums are float32. Every extent is padded with zeros: rows to ROWS,
-// columns and k to COLS.
+// of 32 bits holds K = 1 or 2 neighbours along k. A is kept in rows, its words along k; B in words: word row k / K
+// holds the neighbours k .. k + K - 1 of every column. Sums are float32. Every extent is padded with zeros: rows to
+// ROWS, columns and k to COLS.
 #pragma once
 #include <vector>
 
@@ -76,7 +76,8 @@ struct Tile {
   }
   // rows of A from k on, times `words` word rows of B; a_stride in elements, b_stride in words
   template <typename E>
-  inline __attribute__((always_inline)) void add(const E *A, int64_t a_stride, const E *B, int64_t b_stride, int64_t words) {
+  inline __attribute__((always_inline)) void add(const E *A, int64_t a_stride, const E *B, int64_t b_stride,
+                                                 int64_t words) {
     for (int64_t k = 0; k < words; k++) {
       vu left = load_words(B + k * b_stride * K<E>), right = load_words(B + (k * b_stride + W) * K<E>);
 #pragma GCC unroll 8
@@ -130,7 +131,8 @@ static inline void copy(const E *from, E *to) {
 }
 // rows x columns of strided memory into padded rows of operands
 template <typename T, typename E>
-static void take_rows(const T *from, int64_t stride, int64_t rows, int64_t columns, E *to, int64_t to_rows, int64_t to_columns) {
+static void take_rows(const T *from, int64_t stride, int64_t rows, int64_t columns, E *to, int64_t to_rows,
+                      int64_t to_columns) {
   for (int64_t r = 0; r < rows; r++, from += stride, to += to_columns) {
     int64_t c = 0;
     for (; c + W <= columns; c += W) copy(from + c, to + c);
@@ -225,7 +227,8 @@ template <typename E>
 static void words_to_rows(const E *from, int64_t words, int64_t columns, const float *scale, E *to) {
   for (int64_t k = 0; k < words; k++)
     for (int64_t c = 0; c < columns; c += W)
-      turn_row(from + (k * columns + c) * K<E>, scale ? load(scale + c) : all(1.0f), to + k * K<E> * columns + c, columns);
+      turn_row(from + (k * columns + c) * K<E>, scale ? load(scale + c) : all(1.0f), to + k * K<E> * columns + c,
+               columns);
 }
 
 // memory that a thread keeps from call to call and hands out in pieces
