@@ -64,7 +64,7 @@ def _fits(
         return False
     from plait.kernels.native import quantise
 
-    return quantise.fits(x, block if isinstance(block, tuple) else None)
+    return quantise.fits(x, block if isinstance(block, tuple) else None, random=seed is not None)
 
 
 @quantize_fp8.backend("native", when=_fits)
