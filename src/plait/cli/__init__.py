@@ -4,6 +4,7 @@
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("plait.cli.demo", "tell the whole story on this machine: train, compare, generate, export, report"),
     "train": ("plait.cli.train", "train a model from a recipe"),
+    "sweep": ("plait.cli.sweep", "run a table of training runs and compare them: precisions, learning rates, seeds"),
     "generate": ("plait.cli.generate", "continue a prompt"),
     "chat": ("plait.cli.chat", "talk with a model in the terminal"),
     "info": ("plait.cli.info", "show a model's layers, parameters, bytes and cost without loading it"),

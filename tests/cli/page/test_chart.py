@@ -77,3 +77,47 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     assert 2 <= len(lines) <= 7
     assert all(0 < float(e.attrib["y1"]) < HEIGHT for e in lines)
     assert not re.search("nan|inf", ET.tostring(svg, encoding="unicode"))
+
+
+def test_a_band_and_its_line_share_the_axes() -> None:
+    svg = drawn(Series(name="a", index=0, points=[(0, 2), (1, 2)], band=[(0, 1, 3), (1, 0, 4)]))
+    corners = next(svg.iter("polygon")).attrib["points"].split()
+    (x0, top0), (x1, top1), (x2, low1), (x3, low0) = (tuple(map(float, corner.split(","))) for corner in corners)
+    line = places(svg)
+    assert (x0, x1, x2, x3) == (line[0][0], line[1][0], line[1][0], line[0][0])
+    middle = line[0][1]
+    assert middle - top0 == pytest.approx(low0 - middle, abs=0.2) and middle - top1 == pytest.approx(
+        2 * (middle - top0), abs=0.3
+    )
+
+
+def test_crosses_stand_above_the_axes_and_do_not_move_them() -> None:
+    svg = drawn(Series(name="a", index=0, points=[(0, 2), (1, 3)], crosses=[2.0]))
+    cross = next(e for e in svg.iter("path") if "cross" in e.attrib["class"])
+    x, y = map(float, re.match(r"M([\d.]+),([\d.]+)", cross.attrib["d"]).groups())
+    assert x + 4 == pytest.approx(WIDTH - RIGHT, abs=0.2) and y + 8 < min(b for _, b in places(svg))
+
+
+def test_lines_that_end_at_different_places_are_named_in_one_column() -> None:
+    svg = drawn(*(Series(name=f"n{i}", index=i, points=[(0, 1), (1 + i, 2 + i)]) for i in range(3)))
+    names = [e for e in svg.iter("text") if e.attrib["class"].startswith("name")]
+    assert len({e.attrib["x"] for e in names}) == 1
+    heights = sorted(float(e.attrib["y"]) for e in names)
+    assert all(b - a >= 14.9 for a, b in zip(heights, heights[1:], strict=False))
+
+
+def test_many_names_at_one_place_do_not_overlap() -> None:
+    svg = drawn(*(Series(name=f"n{i}", index=i, points=[(0, 1), (1, 2 + (i == 7))]) for i in range(8)))
+    heights = sorted(float(e.attrib["y"]) for e in svg.iter("text") if e.attrib["class"].startswith("name"))
+    assert all(b - a >= 14.9 for a, b in zip(heights, heights[1:], strict=False))
+
+
+def test_long_names_get_their_room() -> None:
+    svg = drawn(Series(name="a method of a long name", index=0, points=[(0, 1), (1, 2)]))
+    assert places(svg)[1][0] + 8 + 7 * len("a method of a long name") < WIDTH
+
+
+def test_colours_come_round_dashed() -> None:
+    svg = drawn(Series(name="a", index=0, points=[(0, 1)]), Series(name="b", index=8, points=[(0, 2)]))
+    classes = [e.attrib["class"].split() for e in svg.iter("polyline")]
+    assert classes == [["line", "s0"], ["line", "s0", "dashed"]]

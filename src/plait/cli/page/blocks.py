@@ -21,23 +21,28 @@ class Prose(Block):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table(Block):
-    """Rows of words and numbers; the first column is left-aligned, the others right. note: how it was measured."""
+    """Rows of words and numbers; the first column is left-aligned, the others right.
+
+    note: how it was measured. folded: hidden until somebody opens it.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart(Block):
-    """A drawing by chart.py. title: what it shows, as a sentence. note: how it was measured."""
+    """A drawing by chart.py. title: what it shows, as a sentence. note: how it was measured. wide: over all columns."""
 
     kind: ClassVar[str] = "chart"
     title: str
     svg: str
     note: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
