@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.cast import encode, minifloat
-from plait.ops.dispatch import Op, native_serves
+from plait.ops.dispatch import Op, native_serves, triton_serves
 from plait.ops.random import uniform
 
 FP8 = Literal["e4m3", "e5m2"]
@@ -84,6 +84,37 @@ def _(
     amax = quantise.amax(m) if block is None else block_amax(m.meant, block)
     scale = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, power_of_two)
     return quantise.codes(m, element, "given", given=scale, seed=seed)[0], 1.0 / scale
+
+
+def _fits_gpu(
+    x: Tensor,
+    element: FP8 = "e4m3",
+    *,
+    block: Block = None,
+    power_of_two: bool = False,
+    seed: int | Tensor | None = None,
+) -> bool:
+    tile = block if isinstance(block, tuple) else None
+    return element in ("e4m3", "e5m2") and divides(tile, x) and triton_serves(x)
+
+
+@quantize_fp8.backend("triton", when=_fits_gpu)
+def _(
+    x: Tensor,
+    element: FP8 = "e4m3",
+    *,
+    block: Block = None,
+    power_of_two: bool = False,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.triton import quant
+
+    x = x.detach()
+    if isinstance(block, tuple):
+        return quant.codes(x, element, "pow2" if power_of_two else "float32", block, seed=seed)
+    amax = quant.amax(x) if block is None else block_amax(x, block)
+    scale = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, power_of_two)
+    return quant.codes(x, element, "given", given=scale, seed=seed)[0], 1.0 / scale
 
 
 @Op
@@ -167,6 +198,17 @@ def spread(scale: Tensor, shape: torch.Size) -> Tensor:
             f"scales that do not belong to codes of shape {tuple(shape)}: their dimensions must divide the codes'"
         )
     return scale
+
+
+def divides(block: tuple[int, int] | None, x: Tensor) -> bool:
+    """Whether the fast kernels take x, float32 or bfloat16, in such tiles, whose sides are powers of two up to 128."""
+    if not x.numel() or not x.dim() or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if block is None:
+        return True
+    rows, columns = block
+    sides = all(side in (1, 16, 32, 64, 128) for side in block)
+    return sides and x.shape[-1] % columns == 0 and (rows == 1 or (x.dim() > 1 and x.shape[-2] % rows == 0))
 
 
 def check_block(shape: torch.Size, block: tuple[int, int]) -> tuple[int, int]:

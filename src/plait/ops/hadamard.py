@@ -13,7 +13,7 @@ Source   NVIDIA 2025, arXiv:2509.25149 section 4.2; the signs are the fixed ones
 import torch
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, triton_serves
 
 SIZE = 16
 # one vector for all layers and the whole run; drawn once, by TransformerEngine
@@ -40,6 +40,18 @@ def hadamard16(x: Tensor, signs: tuple[int, ...] = SIGNS) -> Tensor:
         a, b = y.unflatten(-1, (-1, 2, apart)).unbind(-2)
         y = torch.stack([a + b, a - b], dim=-2).flatten(-3)
     return (y.flatten(-2) * 0.25).to(x.dtype)
+
+
+def _fits_gpu(x: Tensor, signs: tuple[int, ...] = SIGNS) -> bool:
+    whole = x.numel() > 0 and x.shape[-1] % SIZE == 0
+    return whole and x.dtype in (torch.float32, torch.bfloat16) and is_signs(signs) and triton_serves(x)
+
+
+@hadamard16.backend("triton", when=_fits_gpu)
+def _(x: Tensor, signs: tuple[int, ...] = SIGNS) -> Tensor:
+    from plait.kernels.triton import hadamard
+
+    return hadamard.hadamard16(x, signs)
 
 
 def is_signs(signs: tuple[int, ...]) -> bool:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from plait.ops.cast import MINIFLOATS, decode, encode, minifloat, pack_fp4, unpack_fp4
-from plait.ops.dispatch import Op, native_serves
-from plait.ops.fp8 import block_amax, exact_quotient, spread
+from plait.ops.dispatch import Op, native_serves, triton_serves
+from plait.ops.fp8 import block_amax, divides, exact_quotient, spread
 from plait.ops.random import uniform
 
 BLOCK = (1, 32)
@@ -69,6 +69,21 @@ def _(
     from plait.kernels.native import quantise
 
     return quantise.codes(quantise.matrix(x.detach()), element, "e8m0", BLOCK, seed=seed)
+
+
+def _fits_gpu(
+    x: Tensor, element: MXElement = "e4m3", *, rounding: Rounding = "rceil", seed: int | Tensor | None = None
+) -> bool:
+    return element in MINIFLOATS and rounding == "rceil" and divides(BLOCK, x) and triton_serves(x)
+
+
+@quantize_mx.backend("triton", when=_fits_gpu)
+def _(
+    x: Tensor, element: MXElement = "e4m3", *, rounding: Rounding = "rceil", seed: int | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.triton import quant
+
+    return quant.codes(x.detach(), element, "e8m0", BLOCK, seed=seed)
 
 
 @Op

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from plait.ops.cast import decode, encode, pack_fp4, unpack_fp4
-from plait.ops.dispatch import Op, native_serves
-from plait.ops.fp8 import block_amax, check_block, exact_quotient, spread
+from plait.ops.dispatch import Op, native_serves, triton_serves
+from plait.ops.fp8 import block_amax, check_block, divides, exact_quotient, spread
 from plait.ops.hadamard import hadamard16, is_signs
 from plait.ops.random import uniform
 
@@ -102,6 +102,36 @@ def _(
     amax = quantise.amax(m, hadamard)
     amax = torch.where(amax.isfinite(), amax, torch.nan)
     codes, scales = quantise.codes(m, "e2m1", "e4m3", block, given=global_scale(amax), signs=hadamard, seed=seed)
+    return codes, scales, amax
+
+
+def _fits_gpu(
+    x: Tensor,
+    *,
+    block: Block = ROW,
+    hadamard: tuple[int, ...] | None = None,
+    seed: int | Tensor | None = None,
+    transposed: bool = False,
+) -> bool:
+    signs = hadamard is None or is_signs(hadamard)
+    return block in (ROW, (16, 16)) and signs and divides(block, x.mT if transposed else x) and triton_serves(x)
+
+
+@quantize_nvfp4.backend("triton", when=_fits_gpu)
+def _(
+    x: Tensor,
+    *,
+    block: Block = ROW,
+    hadamard: tuple[int, ...] | None = None,
+    seed: int | Tensor | None = None,
+    transposed: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from plait.kernels.triton import quant
+
+    x = x.detach().mT if transposed else x.detach()
+    amax = quant.amax(x, hadamard)
+    amax = torch.where(amax.isfinite(), amax, torch.nan)
+    codes, scales = quant.codes(x, "e2m1", "e4m3", block, given=global_scale(amax), signs=hadamard, seed=seed)
     return codes, scales, amax
 
 

@@ -1,0 +1,49 @@
+"""Triton quantisers give the references' codes and scales bit for bit."""
+
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tests.kernels.quantised import FORMATS, OTHER_SIGNS, cases_of_others, numbers, random_call, require_same
+
+from plait.ops.fp8 import quantize_fp8
+from plait.ops.hadamard import SIGNS, hadamard16
+from plait.ops.mx import quantize_mx
+from plait.ops.nvfp4 import quantize_nvfp4
+
+
+def test_random_matrices_in_every_format_give_the_codes_of_the_reference(n_shapes: int) -> None:
+    rng = random.Random(3)
+    for i in range(max(n_shapes, 2 * len(FORMATS))):
+        require_same("triton", random_call(i, rng, (70, 200)))
+
+
+def test_inputs_that_others_quantised_give_the_references_bits(shared: Path) -> None:
+    tried = 0
+    for name, compute in cases_of_others(shared):
+        try:
+            require_same("triton", compute)
+        except AssertionError as error:
+            raise AssertionError(name) from error
+        tried += 1
+    assert tried > 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rotation_is_the_references(dtype: torch.dtype) -> None:
+    for shape in ((1, 16), (3, 7, 48), (300, 32)):
+        x = numbers(*shape[-2:], dtype).expand(shape)
+        for signs in (SIGNS, OTHER_SIGNS):
+            require_same("triton", partial(hadamard16, x, signs))
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_infinities_and_nan_show_where_the_reference_shows_them(bad: float) -> None:
+    x = numbers(128, 128, torch.float32)
+    x[5, 7] = bad
+    require_same("triton", partial(quantize_mx, x, "e4m3"))
+    require_same("triton", partial(quantize_fp8, x, "e5m2", block=(1, 128)))
+    require_same("triton", partial(quantize_fp8, x))
+    require_same("triton", lambda: quantize_nvfp4(x)[1:])
