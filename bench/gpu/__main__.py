@@ -1,15 +1,22 @@
 """Measure everything about a GPU in one run: `bench/gpu.sh [--tiny] [--only PART,...] [--mamba FOLDER] [--json FILE]`.
 
-Correctness first, then single kernels, then whole models. A part that fails is named in the report and the next one
-runs; parts that would begin after the time is up are left out, and named too.
+Correctness first, then single kernels, whole models, and last what peers need (theirs tune themselves for long). Each
+part runs in a process of its own, which sends every figure as it is found: one that crashes, or hangs, is named in the
+report, keeps what it had found, and the next one runs. Parts that would begin after the time is up are named too.
 """
 
 import argparse
+import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+# whether there is a GPU is asked without waking it: a process that has cannot fork
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import correct
 import models
@@ -17,40 +24,102 @@ import operations
 import torch
 from clock import Bench
 from setting import Setting, full, tiny
+from tuned import tune_kernels
 
 from plait.ops.dispatch import use
-from plait.report import Report
+from plait.report import Fact, Report, provenance
 
-Part = Callable[[], object]
+Part = Callable[[Bench], object]
+# what a part may take beyond the end, so that the whole stays under ten minutes
+GRACE_S = 40.0
 
 
-def parts(bench: Bench, mamba: str) -> dict[str, Part]:
+def parts(names: list[str], mamba: str) -> dict[str, Part]:
     """Every part by name, in order; the kernels' parts are forced onto Triton where there is no GPU."""
-    drawn: dict[str, float] = {}
 
-    def forced(part: Callable[[], object]) -> Part:
-        def run() -> object:
+    def forced(part: Part) -> Part:
+        def run(bench: Bench) -> object:
             with nullcontext() if bench.setting.on_gpu else use("triton"):
-                return part()
+                return part(bench)
 
         return run
 
-    def long_prompts(name: str) -> Part:
-        return lambda: drawn.update({name: models.long_prompts(bench, name)})
-
     return {
-        "limits": bench.limits,
-        "correct": lambda: correct.check(bench),
-        "scans": forced(lambda: operations.scans(bench, mamba)),
-        "updates": forced(lambda: operations.updates(bench)),
-        "streams": forced(lambda: operations.streams(bench)),
-        "attention": forced(lambda: operations.attention(bench)),
-        "head": forced(lambda: operations.head(bench)),
-        "decode": lambda: models.decode_steps(bench),
-        "training": lambda: models.training(bench),
-        **{name: long_prompts(name) for name in bench.setting.models},
-        "ratios": lambda: models.ratios(bench, drawn),
+        "limits": lambda bench: bench.limits(),
+        "correct": correct.check,
+        "tune": forced(tune_kernels),
+        "scans": forced(operations.scans),
+        "updates": forced(operations.updates),
+        "streams": forced(operations.streams),
+        "attention": forced(operations.attention),
+        "head": forced(operations.head),
+        "decode": models.decode_steps,
+        "training": models.training,
+        **{name: lambda bench, name=name: models.long_prompts(bench, name) for name in names},
+        "ratios": models.ratios,
+        "peers": forced(lambda bench: operations.peer_scans(bench, mamba)),
     }
+
+
+class Sent(Report):
+    """A report that also sends each fact through a pipe as it comes."""
+
+    pipe: Connection | None = None
+
+    def add(self, *args: object, **kwargs: object) -> None:
+        """As Report.add."""
+        super().add(*args, **kwargs)  # type: ignore[arg-type]
+        if self.pipe is not None:
+            self.pipe.send(self.facts[-1])
+
+
+def alone(part: Part, bench: Bench, seconds: float) -> str:
+    """Run a part in a process of its own, its facts into the report; returns what went wrong, or nothing.
+
+    Args:
+        part: forgets everything else at its end.
+        bench: whose report it sees and extends.
+        seconds: after which it is ended.
+    """
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(part, bench, its), daemon=True)
+    process.start()
+    its.close()
+    end, problem = time.monotonic() + seconds, ""
+    while mine.poll(max(0.0, end - time.monotonic())):
+        try:
+            found = mine.recv()
+        except EOFError:
+            break
+        if isinstance(found, Fact):
+            bench.report.facts.append(found)
+        elif isinstance(found, dict):
+            bench.report.provenance = found
+        else:
+            problem = str(found)
+    else:
+        problem = f"ended after {seconds:.0f} s"
+        process.kill()
+    process.join()
+    if not problem and process.exitcode:
+        problem = f"the process ended with {process.exitcode}"
+    return problem
+
+
+def _run(part: Part, bench: Bench, pipe: Connection) -> None:
+    torch.manual_seed(0)
+    report = Sent(bench.report.title, list(bench.report.facts), bench.report.provenance)
+    report.pipe, bench.report = pipe, report
+    try:
+        if not report.provenance:
+            pipe.send(provenance())
+        part(bench)
+    except Exception as problem:
+        # what went wrong is shown here and named in the report
+        traceback.print_exc()
+        pipe.send(f"{type(problem).__name__}: {problem}"[:300])
+    pipe.close()
 
 
 def main() -> int:
@@ -66,29 +135,29 @@ def main() -> int:
     small = args.tiny or args.tiniest
     if not small and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --tiny runs the same at tiny sizes on the CPU")
-    torch.manual_seed(0)
     setting: Setting = tiny(args.tiniest) if small else full()
-    bench = Bench(setting, Report("GPU kernels and models" + (", tried at tiny sizes on a CPU" if small else "")))
+    begun = time.monotonic()
+    end = begun + 60 * args.minutes
+    title = "GPU kernels and models" + (", tried at tiny sizes on a CPU" if small else "")
+    # where the figures come from is asked by the first part: it wakes the GPU
+    bench = Bench(setting, Report(title, provenance={}), end=end)
     file = Path(args.json or ("build/gpu-tiny.jsonl" if small else "bench/results/gpu.jsonl"))
-    begun, failed = time.monotonic(), 0
-    wanted = {"limits", *args.only.split(",")} if args.only else None
-    for name, part in parts(bench, args.mamba).items():
+    failed, wanted = 0, {"limits", *args.only.split(",")} if args.only else None
+    for name, part in parts(list(setting.models), args.mamba).items():
         if wanted is not None and name not in wanted:
             continue
         start = time.monotonic()
-        if start - begun > 60 * args.minutes:
+        if start > end:
             bench.report.add(f"part {name}", "left out: the time was up")
             continue
-        try:
-            part()
-        except Exception as problem:
-            # one part that fails must not cost the others; what went wrong is shown and written down
-            traceback.print_exc()
-            bench.report.add(f"part {name}", f"FAILED: {type(problem).__name__}: {problem}"[:300])
+        problem = alone(part, bench, end + GRACE_S - start)
+        if problem:
+            bench.report.add(f"part {name}", f"FAILED: {problem}")
             failed += 1
-            models.free()
+        if name == "limits":
+            bench.read_limits()
         bench.report.add(f"part {name}: took", time.monotonic() - start, "s")
-        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+        print(f"{name}: {time.monotonic() - start:.0f} s {problem}", flush=True)
         bench.report.save_jsonl(file)
     print(bench.report.table())
     print(f"wrote {file}")

@@ -15,13 +15,17 @@ from plait.report import Report
 
 @dataclass(slots=True)
 class Bench:
-    """What is measured, where it is written, and the machine's measured limits: bytes/s copied, FLOP/s multiplied."""
+    """What is measured, where it is written, and the machine's measured limits: bytes/s copied, FLOP/s multiplied.
+
+    end: when the time is up, by time.monotonic().
+    """
 
     setting: Setting
     report: Report
     bandwidth: float = 0.0
     peak: float = 0.0
     flush: Tensor | None = None
+    end: float = float("inf")
 
     def seconds(self, run: Callable[[], object], *, captures: bool = True) -> list[float]:
         """Seconds of several runs, after some that do not count.
@@ -74,6 +78,17 @@ class Bench:
         self.peak = 2 * s.square**3 / statistics.median(self.seconds(lambda: a @ b))
         self.report.add("copy bandwidth", self.bandwidth / 1e9, "GB/s")
         self.report.add(f"GEMM peak, {s.square} cubed, {str(s.dtype)[6:]}", self.peak / 1e12, "TFLOP/s")
+
+    def value(self, name: str) -> float | None:
+        """A number that the report has by this name, from whatever part."""
+        values = [fact.value for fact in self.report.facts if fact.name == name]
+        return float(values[-1]) if values and isinstance(values[-1], (int, float)) else None
+
+    def read_limits(self) -> None:
+        """Take the measured limits from the report."""
+        self.bandwidth = 1e9 * (self.value("copy bandwidth") or 1.0)
+        peaks = (fact.value for fact in self.report.facts if fact.name.startswith("GEMM peak"))
+        self.peak = 1e12 * next((peak for peak in peaks if isinstance(peak, float)), 1.0)
 
     @property
     def machine(self) -> Machine:

@@ -1,5 +1,6 @@
 """Times of single kernels at the 8B layer's sizes, beside the bytes and FLOPs that none can do without."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -22,11 +23,32 @@ def scan_work(s: Layer, tokens: int, width: int) -> tuple[float, float]:
     return flops, tokens * width * (2 * s.inner + 2 * s.groups * s.states + s.heads)
 
 
-def scans(bench: Bench, mamba: str) -> None:
-    """Forward, and forward with backward, of the chunked scan; against mamba_ssm where it is."""
-    s, layer = bench.setting, bench.setting.layer
-    theirs = mamba_scan(mamba) if s.on_gpu else None
+def scans(bench: Bench) -> None:
+    """Forward, and forward with backward, of the chunked scan."""
+
+    def ours(x, dt, B, C, rest):  # noqa: ANN001, ANN202
+        return ssd(x, dt, B=B, C=C, **rest)[0]
+
+    _scans(bench, "plait", ours)
+
+
+def peer_scans(bench: Bench, mamba: str) -> None:
+    """The same by mamba_ssm where it is, and how many times as long it takes."""
+    theirs = mamba_scan(mamba) if bench.setting.on_gpu else None
     bench.report.add("mamba_ssm", "measured" if theirs else "not here: only our own times and floors")
+    if theirs is None:
+        return
+    _scans(bench, "mamba_ssm", lambda x, dt, B, C, rest: theirs(x, dt, rest["A"], B, C, rest))
+    for batch, length in bench.setting.scans:
+        for part in ("forward", "forward and backward"):
+            name = f"scan {batch}x{length} {part}"
+            a, b = bench.value(f"mamba_ssm {name}"), bench.value(f"plait {name}")
+            if a is not None and b:
+                bench.report.add(f"{name}: mamba_ssm's time / plait's", a / b, "x")
+
+
+def _scans(bench: Bench, side: str, scanned: Callable[..., object]) -> None:
+    s, layer = bench.setting, bench.setting.layer
     width = torch.finfo(s.dtype).bits // 8
     for batch, length in s.scans:
         t = scan(layer, batch, length, s.device, s.dtype)
@@ -36,25 +58,15 @@ def scans(bench: Bench, mamba: str) -> None:
         both = n_bytes + tokens * width * (3 * layer.inner + 4 * layer.groups * layer.states + 2 * layer.heads)
         rest = {"A": t["A"], "D": t["D"], "dt_bias": t["dt_bias"], "chunk": layer.chunk}
 
-        def ours(x, dt, B, C, rest=rest):  # noqa: ANN001, ANN202
-            return ssd(x, dt, B=B, C=C, **rest)[0]
+        def call(x, dt, B, C, rest=rest):  # noqa: ANN001, ANN202
+            return scanned(x, dt, B, C, rest)
 
-        sides: dict[str, Callable[..., object]] = {"plait": ours}
-        if theirs is not None:
-            sides["mamba_ssm"] = lambda x, dt, B, C, rest=rest: theirs(x, dt, rest["A"], B, C, rest)
-        found: dict[str, float] = {}
-        for side, call in sides.items():
-            label, floors = f"{side} {name}", {"flops": flops, "n_bytes": n_bytes}
-            with torch.no_grad():
-                seconds = bench.seconds(lambda call=call, t=t: call(t["x"], t["dt"], t["B"], t["C"]))
-            found[f"{side} forward"] = bench.add(f"{label} forward", seconds, **floors)
-            seconds = bench.seconds(_with_backward(call, t), captures=False)
-            floors = {"flops": 3.5 * flops, "n_bytes": both}
-            found[f"{side} both"] = bench.add(f"{label} forward and backward", seconds, **floors)
-        if theirs is not None:
-            for part in ("forward", "both"):
-                ratio = found[f"mamba_ssm {part}"] / found[f"plait {part}"]
-                bench.report.add(f"{name} {part}: mamba_ssm's time / plait's", ratio, "x")
+        label = f"{side} {name}"
+        with torch.no_grad():
+            seconds = bench.seconds(lambda call=call, t=t: call(t["x"], t["dt"], t["B"], t["C"]))
+        bench.add(f"{label} forward", seconds, flops=flops, n_bytes=n_bytes)
+        seconds = bench.seconds(_with_backward(call, t), captures=False)
+        bench.add(f"{label} forward and backward", seconds, flops=3.5 * flops, n_bytes=both)
 
 
 def _with_backward(call: Callable[..., object], t: Tensors) -> Callable[[], object]:
@@ -96,14 +108,30 @@ def streams(bench: Bench) -> None:
     for batch, length in s.scans[:2]:
         tokens, shape = batch * length, f"{batch}x{length}"
         x, z, w = make(batch, length, layer.inner), make(batch, length, layer.inner), make(layer.inner)
-        run = lambda: gated_rmsnorm(x, z, w, groups=layer.groups)  # noqa: B023, E731
-        bench.add(f"gated norm {shape}", bench.seconds(run), n_bytes=3 * width * tokens * layer.inner)
+        norm = functools.partial(gated_rmsnorm, groups=layer.groups)
+        numbers = width * tokens * layer.inner
+        bench.add(f"gated norm {shape}", bench.seconds(lambda: norm(x, z, w)), n_bytes=3 * numbers)  # noqa: B023
+        seconds = bench.seconds(_backward(norm, x, z, w), captures=False)
+        # x, z and dy read, dx and dz written
+        bench.add(f"gated norm {shape} backward", seconds, n_bytes=5 * numbers)
         rows, residual, v = (make(*size, layer.width) for size in ((batch, length), (batch, length), ()))
         run = lambda: add_rms_norm(rows, residual, v)  # noqa: B023, E731
         bench.add(f"add + norm {shape}", bench.seconds(run), n_bytes=4 * width * tokens * layer.width)
         channels, taps, bias = make(batch, length, layer.conv), make(layer.conv, 4), make(layer.conv)
+        numbers = width * tokens * layer.conv
         run = lambda: causal_conv1d(channels, taps, bias)  # noqa: B023, E731
-        bench.add(f"convolution {shape}", bench.seconds(run), n_bytes=2 * width * tokens * layer.conv)
+        bench.add(f"convolution {shape}", bench.seconds(run), n_bytes=2 * numbers)
+        seconds = bench.seconds(_backward(causal_conv1d, channels, taps, bias), captures=False)
+        bench.add(f"convolution {shape} backward", seconds, n_bytes=3 * numbers)
+
+
+def _backward(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], object]:
+    """The backward pass alone."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    with torch.enable_grad():
+        out = call(*leaves)
+    upstream = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True)
 
 
 @torch.no_grad()

@@ -239,6 +239,20 @@ def test_logits_that_are_no_numbers_stop_the_decode(tiny: Tiny) -> None:
         run(model, prompts(3, 4), [GREEDY] * 2, captured=True)
 
 
+def test_rows_for_larger_batches_are_kept_only_where_they_cost_little(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("M*-")
+    assert [step.cache.batch for step in Steps(model).ready(5, 100)] == [1, 2, 8]
+    monkeypatch.setattr(graph, "SPARE_BYTES", 1000)
+    steps = Steps(model)
+    assert [step.cache.batch for step in steps.ready(5, 100)] == [1, 2, 5]
+    # of the five rows, all that a bucket of eight would have
+    assert [step.cache.batch for step in steps.ready(5, 90)] == [1, 2, 5] and steps.cache is not None
+    assert [step.cache.batch for step in steps.ready(3, 90)] == [1, 4] and steps.cache.batch == 5
+    assert [c.token_ids for c in Engine(model).generate(prompts(3, 4, 5), GREEDY)]
+
+
 def test_buckets() -> None:
     assert [bucket(n) for n in (1, 2, 3, 8, 9, 32, 33, 100)] == [1, 2, 4, 8, 16, 32, 64, 128]
 

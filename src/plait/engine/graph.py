@@ -23,6 +23,9 @@ from plait.ops.sample import sample_ids, uniform_numbers
 
 log = logging.getLogger(__name__)
 
+# most that rows nobody uses may take of a cache
+SPARE_BYTES = 1 << 31
+
 
 def bucket(n: int) -> int:
     """The smallest batch that is captured and holds n sequences: powers of two to 32, then multiples of 32."""
@@ -138,10 +141,13 @@ class Steps:
             held = (0, 0) if self.cache is None else (self.cache.batch, self.cache.capacity)
             self.steps, self.cache = {}, None
             # room in steps of 1,024, so that the next prompt need not make it anew
-            size = max(bucket(batch), held[0]), max(-(-capacity // 1024) * 1024, held[1])
+            room = max(-(-capacity // 1024) * 1024, held[1])
             config, recipe = self.model.config, self.model.recipe
+            spare = (bucket(batch) - batch) * room * config.cost().kv_numbers_per_token * recipe.compute.itemsize
+            # rows for larger batches only where they cost little
+            size = max(bucket(batch) if spare <= SPARE_BYTES else batch, held[0]), room
             self.cache = StaticCache(config, *size, device=self.model.device, dtype=recipe.compute)
-        sizes = [bucket(batch)]
+        sizes = [min(bucket(batch), self.cache.batch)]
         while sizes[0] > 1:
             # a graph for every halving would take longer to capture than it saves
             sizes.insert(0, bucket(-(-sizes[0] // 4)))

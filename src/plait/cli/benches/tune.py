@@ -76,6 +76,7 @@ def tune_all(
     device: str = "cuda",
     seconds: float = float("inf"),
     timers: tuple[Timer, Timer] | None = None,
+    keep: bool = True,
 ) -> None:
     """Tune all kernels of a model's operations; a kernel that fails is named and does not stop the others.
 
@@ -86,6 +87,7 @@ def tune_all(
         batches: sequences of a decode step.
         seconds: begin no kernel after so many; it keeps what it had.
         timers: for work that is launched, and for work that is replayed; by default on the GPU.
+        keep: write the winners to the cache on disk.
     """
     from plait.kernels.triton.candidates import values
     from plait.kernels.triton.tuning import asked, cache_file, gpu_name, launched, replayed, tune
@@ -106,7 +108,7 @@ def tune_all(
                 continue
             timer = replay_timer if work.replays else launch_timer
             try:
-                found = tune(kernel, values(kernel), work.run, classes=classes, timer=timer)
+                found = tune(kernel, values(kernel), work.run, classes=classes, keep=keep, timer=timer)
             except (ValueError, RuntimeError) as problem:
                 report.add(f"{', '.join(new)}", f"FAILED in {work.name}: {problem}"[:300])
                 log.warning("%s in %s: %s", kernel, work.name, problem)
@@ -122,7 +124,8 @@ def tune_all(
                 (name, f"{found.default_ms * 1e3:.1f} us", f"{found.best_ms * 1e3:.1f} us", f"{gain:.2f}", how)
             )
             log.info("%4.0f s  %s  %s", time.monotonic() - begun, work.name, "  ".join(lines[-1]))
-    report.add("kept in", cache_file().name)
+    if keep:
+        report.add("kept in", cache_file().name)
     if isinstance(report, Drawn):
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         rows = ("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -109,6 +109,7 @@ def tune(
     run: Callable[[], object],
     *,
     classes: Sequence[str] = (),
+    keep: bool = True,
     timer: Callable[[Callable[[], object]], float] = launched,
 ) -> Tuned:
     """Time a kernel's keywords on this GPU, one after the other, and keep the fastest for the classes `run` uses.
@@ -118,6 +119,7 @@ def tune(
         values: keyword -> what to try; with every keyword the best values of those before it.
         run: calls the operation, which asks `config` for the kernel's keywords.
         classes: those that `asked(run)` found; by default they are asked for here.
+        keep: write it to the cache on disk.
         timer: takes `run`, returns its time.
 
     Returns: the fastest, and its time beside the default's. What does not compile or fit is passed over.
@@ -142,7 +144,8 @@ def tune(
                     best, best_ms = candidate, time
     if math.isinf(best_ms):
         raise ValueError(f"no candidate for {kernel!r} compiles and fits on {gpu_name()}")
-    _store(dict.fromkeys(classes, best))
+    if keep:
+        _store(dict.fromkeys(classes, best))
     return Tuned(kernel=kernel, classes=classes, config=best, default_ms=default_ms, best_ms=best_ms)
 
 
