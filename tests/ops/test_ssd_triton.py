@@ -62,6 +62,38 @@ def test_the_chunks_that_a_gpu_takes(L: int, dtype: torch.dtype) -> None:
     _same(_inputs(L, H=1, dtype=dtype), 1e-5 if dtype == torch.float32 else 7 * torch.finfo(dtype).eps, chunk=128)
 
 
+HALF = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+on_gpu = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("L", "H", "G", "P", "N"),
+    [
+        (19, 3, 1, 5, 7),
+        (34, 2, 2, 16, 24),
+        pytest.param(1, 8, 4, 64, 128, marks=on_gpu),
+        pytest.param(129, 8, 2, 64, 128, marks=on_gpu),
+        pytest.param(300, 6, 3, 40, 100, marks=on_gpu),
+        pytest.param(2049, 16, 8, 64, 128, marks=on_gpu),  # several segments
+        pytest.param(130, 4, 2, 128, 128, marks=on_gpu),  # `_large`
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_half_precision_forward_and_backward(
+    L: int, H: int, G: int, P: int, N: int, packed: bool, dtype: torch.dtype
+) -> None:
+    t = _inputs(L, H, G, P, N, dtype=dtype)
+    starts = (torch.rand(1, L) < 0.1).to(t["x"].device) if packed else None
+    # sums of products of numbers rounded to the format, and the results rounded once more
+    _same(t, 7 * torch.finfo(dtype).eps, chunk=128, starts=starts)
+
+
+@on_gpu
+def test_float32_on_the_gpu_takes_three_products_of_tf32() -> None:
+    _same(_inputs(300, 4, 2, 64, 128), 2e-5, chunk=128)
+
+
 @pytest.mark.parametrize("chunk", [1, 20, 33])
 def test_any_chunk_wanted_gives_the_same(chunk: int) -> None:
     _same(_inputs(35, H=1), chunk=chunk)
@@ -175,6 +207,7 @@ def test_low_precision_inputs_keep_float32_states(dtype: torch.dtype) -> None:
     _same(t, 7 * torch.finfo(dtype).eps, chunk=16)
 
 
+@pytest.mark.timeout(7200)  # a thousand shapes, forward and backward, in the interpreter
 def test_random_shapes(n_shapes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plait.kernels.triton.ssd.SHORTEST_SEGMENT", 16)
     monkeypatch.setattr("plait.kernels.triton.ssd.LONGEST_CHUNK", 16)
