@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.ops.fp8 import Block, dequantize_fp8, quantize_fp8
+from plait.ops.gemm import Side, fits, scaled_gemm, served
 from plait.ops.hadamard import SIGNS, hadamard16
 from plait.ops.mx import quantize_mx
 from plait.ops.nvfp4 import global_descale, quantize_nvfp4
 from plait.ops.operand import operand, operand_of
 from plait.ops.quant import quantize_int8, quantize_ternary
-from plait.precision.format import TensorFormat
+from plait.precision.format import Pair, TensorFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def round_to(
         return Operand(form, (codes, 1.0 / scale), True, turned)
     if form.element == "ternary":
         return Operand(form, _ternary(x, parts), True, turned)
-    across = turned and not form.is_symmetric
+    # two codes a byte have no transposed view
+    across = turned and (not form.is_symmetric or (packed and form.bits == 4))
     signs = SIGNS if form.hadamard else None
     if packed:
         return Operand(form, _pack(form, x, across, signs, seed), True, turned and not across)
@@ -96,8 +98,23 @@ def round_to(
     return Operand(form, found, False, turned and not across)
 
 
-def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
-    """(M, K) times the transpose of (N, K): (M, N) in dtype, summed in float32."""
+def is_native(pair: Pair, device: torch.device) -> bool:
+    """Whether the device has tensor cores for such operands; they are then best packed."""
+    a, b = pair
+    if a is None or b is None or a.scale not in ("tensor", "row", "block"):
+        return False
+    return served(_block(a), _block(b), (a.element, b.element), device)
+
+
+def product(a: Operand, b: Operand, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
+    """(M, K) times the transpose of (N, K): (M, N) in dtype, summed in float32.
+
+    On tensor cores where both are packed and the device has them; `fast` is for them.
+    """
+    if a.is_packed and b.is_packed and dtype == torch.bfloat16 and is_native((a.form, b.form), a.tensors[0].device):
+        first, second = _side(a), _side(b)
+        if fits(first.codes, second.codes):
+            return scaled_gemm(first, second, dtype=dtype, fast=fast)
     if a.form is not None and b.form is not None and a.form.element == "int8" and b.form.element == "ternary":
         return _whole_numbers(a, b, dtype)
     (u, du), (v, dv) = a.opened(dtype), b.opened(dtype)
@@ -116,6 +133,15 @@ def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
 def pad_rows(x: Tensor, multiple: int) -> Tensor:
     """x (R, C) with rows of zeros after it, so that blocks along its rows come out even."""
     return F.pad(x, (0, 0, 0, -x.shape[0] % multiple)) if x.shape[0] % multiple else x
+
+
+def _side(x: Operand) -> Side:
+    """Codes and scales for tensor cores, in the operand's own order."""
+    assert x.form is not None
+    codes, scales, *amax = x.tensors
+    if x.is_turned:
+        codes, scales = codes.t(), scales.t()
+    return Side(codes, scales, global_descale(amax[0]) if amax else None, _block(x.form))
 
 
 def _pack(

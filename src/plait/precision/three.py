@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plait.ops.random import stream
 from plait.precision.format import LinearFormat, TensorFormat
-from plait.precision.operand import Operand, pad_rows, product, round_to
+from plait.precision.operand import Operand, is_native, pad_rows, product, round_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,10 @@ class _ThreeGemms(torch.autograd.Function):
         rounded = None
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            rounded = round_to(call.form.dgrad[0], low, seed=call.key(call.form.dgrad[0], "dgrad.dy"))
-            weight = round_to(call.form.dgrad[1], w[:n], turned=True, parts=call.parts)
+            native = is_native(call.form.dgrad, dy.device)
+            rounded = round_to(call.form.dgrad[0], low, packed=native, seed=call.key(call.form.dgrad[0], "dgrad.dy"))
+            key = call.key(call.form.dgrad[1], "dgrad.w")
+            weight = round_to(call.form.dgrad[1], w[:n], turned=True, packed=native, seed=key, parts=call.parts)
             dx = product(rounded, weight, dy.dtype)
             if high is not None:
                 dx = dx + high @ w[n:].to(dy.dtype)
@@ -119,10 +121,12 @@ class _ThreeGemms(torch.autograd.Function):
 def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
     """y (T, N), and the rounded x."""
     form, n = call.form, w.shape[0] - call.n_high
-    packed = form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x)
+    native = is_native(form.fprop, x.device)
+    packed = native or (form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x))
     rounded = round_to(form.fprop[0], x, packed=packed, seed=call.key(form.fprop[0], "fprop.x"))
-    weight = round_to(form.fprop[1], w[:n], seed=call.key(form.fprop[1], "fprop.w"), parts=call.parts)
-    y = product(rounded, weight, x.dtype)
+    weight = round_to(form.fprop[1], w[:n], packed=native, seed=call.key(form.fprop[1], "fprop.w"), parts=call.parts)
+    # only here may sums keep fewer bits: gradients are smaller, and summed over more
+    y = product(rounded, weight, x.dtype, fast=True)
     return (torch.cat([y, x @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), rounded
 
 
@@ -140,5 +144,6 @@ def _turned(dy: Tensor, rounded: Operand | None, call: Call) -> Operand:
     form = call.form.wgrad[0]
     if rounded is not None and form == rounded.form and call.shares(form, dy):
         return rounded.turned
+    native = is_native(call.form.wgrad, dy.device)
     dy = pad_rows(dy, call.tokens_in_block)
-    return round_to(form, dy, turned=True, seed=call.key(form, "wgrad.dy"))
+    return round_to(form, dy, turned=True, packed=native, seed=call.key(form, "wgrad.dy"))
