@@ -171,7 +171,7 @@ def test_the_licence_of_the_card_is_kept(tiny: Hybrid, tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path / "x").provenance["licence"] == "apache-2.0"
 
 
-@pytest.mark.parametrize("case", ("bitnet_packed", "modelopt_fp8", "modelopt_nvfp4"))
+@pytest.mark.parametrize("case", ("modelopt_fp8", "modelopt_nvfp4"))
 def test_packed_weights_are_refused_with_a_word_on_what_to_take(case: str, shared: Path) -> None:
     with pytest.raises(CheckpointError, match="not read yet; *take the checkpoint"):
         load(shared / "parity" / case)

@@ -1,4 +1,4 @@
-"""`plait convert`: write a checkpoint in another format, dtype or as int8 or int4 codes, one block at a time.
+"""`plait convert`: write a checkpoint in another format, dtype or as codes of a few bits, one block at a time.
 
 No model is built in memory.
 """
@@ -22,7 +22,8 @@ from plait.report import Report
 
 EXAMPLE = """plait convert downloads/nemotron-h-8b mine --to native
   plait convert runs/demo/model shared/demo-hf --to hf --dtype bfloat16
-  plait convert mine mine-int4 --to native --quantize int4"""
+  plait convert mine mine-int4 --to native --quantize int4
+  plait convert bitnet-masters bitnet-packed --to hf --quantize ternary-packed"""
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -39,7 +40,11 @@ class Inputs:
     )
     quantize: str | None = arg(
         default=None,
-        help="hold weights as codes, for inference: int8 or int4; int4-32-zero names the group and adds zero points",
+        help="hold weights as codes, for inference: int8 or int4; int4-32-zero names the group and adds zero points; "
+        "ternary-packed for a ternary model",
+    )
+    dequantize: bool = arg(
+        default=False, help="packed ternary codes become masters again, which round to the same codes"
     )
     force: bool = arg(default=False, help="replace a checkpoint that is in the target folder already")
     verify: bool | None = arg(
@@ -53,7 +58,9 @@ class Inputs:
             near = nearest(self.quantize, coded)
             hint = f"; did you mean {near!r}?" if near else ""
             raise ValueError(f"quantize={self.quantize!r} is unknown{hint} (known: {', '.join(coded)})")
-        if self.quantize is not None and self.to == "hf":
+        if self.quantize is not None and self.dequantize:
+            raise ValueError(f"quantize={self.quantize!r} with dequantize: give one of them")
+        if self.quantize not in (None, "ternary-packed") and self.to == "hf":
             raise ValueError(
                 f"quantize={self.quantize!r} with to='hf': no reader of Hugging Face folders knows these codes; "
                 "write --to native, which plait reads"
@@ -66,6 +73,8 @@ def run(inputs: Inputs) -> Report:
     checkpoint = Checkpoint.open(inputs.source)
     if inputs.quantize is not None:
         checkpoint = checkpoint.quantized(inputs.quantize, inputs.dtype)
+    if inputs.dequantize:
+        checkpoint = checkpoint.dequantized(inputs.dtype or "bfloat16")
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     with _progress(n_bytes) as show:
         checkpoint.save(

@@ -37,11 +37,17 @@ def weights(config: ModelConfig, recipe: str) -> Weights:
         return Weights(stored=stored, read=read)
     with torch.device("meta"):
         model = Hybrid(config, chosen)
-    saved, high = 0, []
+    stored_saved, read_saved, high = 0, 0, []
     for name, layer in model.named_modules():
         if isinstance(layer, WeightOnlyLinear):
             parts = [t for t in (layer.codes, layer.scales, layer.zeros) if t is not None]
-            saved += layer.codes.numel() * 8 // layer.bits * width - sum(t.nbytes for t in parts)
+            n_bytes = sum(t.nbytes for t in parts)
+            d_out, d_in = layer.shape
+            # rows of a ternary layer that stay high save nothing
+            before = (layer.codes.shape[0] if layer.bits == 2 else d_out) * d_in * width
+            read_saved += before - n_bytes
+            # the copy of a tied head is read in place of the embedding, and stored beside it
+            stored_saved += (0 if name == "head" and config.ties_embeddings else before) - n_bytes
         elif isinstance(layer, Linear):
             high.append(name)
-    return Weights(stored=stored - saved, read=read - saved, high=tuple(high))
+    return Weights(stored=stored - stored_saved, read=read - read_saved, high=tuple(high))

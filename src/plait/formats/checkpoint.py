@@ -21,9 +21,10 @@ from plait.formats import FORMATS
 from plait.formats.error import CheckpointError as CheckpointError
 from plait.formats.folder import carried, whole_folder
 from plait.formats.format import Contents, Format
-from plait.formats.quantize import holds_codes, quantized
+from plait.formats.quantize import extends, holds_codes, quantized
 from plait.formats.shards import MAX_SHARD_BYTES, Progress
 from plait.formats.tensors import LazyTensor
+from plait.formats.ternary import masters_of
 from plait.model.hybrid import Hybrid, recipe_of
 from plait.precision import RECIPES
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
@@ -106,7 +107,7 @@ class Checkpoint(Contents):
         """
         where, wanted = _device(device), _dtype(dtype)
         chosen = self._recipe(recipe, wanted)
-        if chosen.weight_only and not holds_codes(self):
+        if chosen.weight_only and (not holds_codes(self) or extends(self.recipe, chosen)):
             return quantized(self, chosen, wanted).model(chosen, device, dtype, verify)
         with torch.device("meta"):
             model = Hybrid(self.config, chosen)
@@ -154,14 +155,29 @@ class Checkpoint(Contents):
             raise CheckpointError(f"recipe {chosen.name!r} holds no codes to quantise to; those that do: {known}")
         return quantized(self, chosen, None if dtype is None else _dtype(dtype))
 
+    def dequantized(self, dtype: str | torch.dtype = "bfloat16") -> "Checkpoint":
+        """The same checkpoint with masters in place of packed ternary codes: they round to the same codes and scales.
+
+        Args:
+            dtype: of all weights.
+
+        Raises: CheckpointError if it holds no ternary codes.
+        """
+        if not self.recipe.startswith("ternary-packed"):
+            raise CheckpointError(f"{self.folder}: the weights are {self.recipe}, no packed ternary codes to turn back")
+        held = _dtype(dtype) or torch.bfloat16
+        tensors = _cast(masters_of(self.config, self.tensors, held), held)
+        return replace(self, config=replace(self.config, recipe="ternary"), tensors=tensors)
+
     def _recipe(self, recipe: str | PrecisionRecipe | None, wanted: torch.dtype | None) -> PrecisionRecipe:
         asked = None if recipe is None else recipe_of(recipe)
-        if holds_codes(self) and asked is not None and asked.name != self.recipe:
+        is_more = asked is not None and extends(self.recipe, asked)
+        if holds_codes(self) and asked is not None and asked.name != self.recipe and not is_more:
             raise CheckpointError(
                 f"{self.folder}: its weights are {self.recipe} codes and cannot be computed as {asked.name}; "
                 "leave out the recipe, or take the checkpoint that they were made from"
             )
-        if asked is not None and not holds_codes(self):
+        if asked is not None and (is_more or not holds_codes(self)):
             return asked.computing_in(wanted or asked.compute) if asked.weight_only else asked
         stored = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
         compute = wanted or (torch.float32 if stored == torch.float64 else stored)

@@ -19,6 +19,7 @@ from plait.formats.families.family import Family
 from plait.formats.families.fields import Fields
 from plait.formats.folder import carried, copy_file
 from plait.formats.format import Contents, Format
+from plait.formats.packed import from_packed, to_packed
 from plait.formats.rules import to_ours, to_theirs
 from plait.formats.safetensors import files_of, open_folder
 from plait.formats.shards import Progress, write_tensors, write_text
@@ -30,6 +31,8 @@ log = logging.getLogger("plait.formats")
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+# the recipe of packed BitNet folders
+PACKED = "ternary-packed"
 _WORDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
 
 
@@ -93,14 +96,22 @@ def _check_quantisation(fields: Fields) -> None:
             f"{fields.path}: weights are quantised by {method!r}, which is not read yet; "
             "take the checkpoint in bfloat16"
         )
-    kind, mode = table.value("linear_class"), table.value("quantization_mode")
-    if (kind, mode) != ("autobitlinear", "online"):
+    table.only("quantization_mode", "online", "offline", why="masters are online, packed weights offline")
+    kind = table.value("linear_class")
+    if table.value("quantization_mode") == "online" and kind != "autobitlinear":
         raise CheckpointError(
-            f"{fields.path}: packed BitNet weights (linear_class {kind!r}, quantization_mode {mode!r}) "
-            "are not read yet; take the checkpoint of the bfloat16 masters"
+            f"{fields.path}: linear_class = {kind!r} with quantization_mode = 'online' is not supported; only "
+            "'autobitlinear' rounds masters as the model runs"
         )
+    table.only("linear_class", "autobitlinear", "bitlinear", why="they differ in what a scale means")
     table.only("use_rms_norm", False, why="its linear layers have no norm of their own")
     table.only("modules_to_not_convert", ["lm_head"], [], why="all linear layers of the blocks are ternary")
+
+
+def _divides(folder: Path) -> bool:
+    """Whether a packed model's scales are the reciprocals of ours."""
+    table = Fields(_json(folder / CONFIG), folder / CONFIG).table("quantization_config")
+    return table is not None and table.value("linear_class") != "autobitlinear"
 
 
 def _read(folder: Path) -> Contents:
@@ -109,9 +120,13 @@ def _read(folder: Path) -> Contents:
     names = FAMILIES[config.family].names
     if config.ties_embeddings:
         stored = _without_copy(stored, names.rules[""][0].theirs, folder)
+    if config.recipe == PACKED:
+        tensors = from_packed(names, config, stored, str(folder), divides=_divides(folder))
+    else:
+        tensors = to_ours(names, config, stored, str(folder))
     return Contents(
         config=config,
-        tensors=to_ours(names, config, stored, str(folder)),
+        tensors=tensors,
         files=carried(folder),
         provenance={
             "format": "hf",
@@ -155,7 +170,8 @@ def family_for(config: ModelConfig) -> tuple[Family, dict[str, object]]:
     Raises: CheckpointError with the reason of the config's own family, if none can.
     """
     own = FAMILIES.get(config.family)
-    if config.recipe in RECIPES and RECIPES[config.recipe].weight_only:
+    is_packed = config.recipe == PACKED and config.family == "bitnet"
+    if config.recipe in RECIPES and RECIPES[config.recipe].weight_only and not is_packed:
         raise CheckpointError(
             f"recipe {config.recipe!r}: no reader of Hugging Face folders knows these codes; save as native"
         )
@@ -187,7 +203,7 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
 def _plan(contents: Contents) -> dict[str, LazyTensor]:
     family, _ = family_for(contents.config)
     config = replace(contents.config, family=family.name)
-    tensors = to_theirs(family.names, config, contents.tensors)
+    tensors = (to_packed if config.recipe == PACKED else to_theirs)(family.names, config, contents.tensors)
     if config.ties_embeddings and family.copies_tied_head:
         tensors["lm_head.weight"] = contents.tensors["embed.weight"]
     return tensors
@@ -198,7 +214,8 @@ def _write(
 ) -> None:
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.n_bytes
+        # of packed weights, the dtype of what is not
+        sizes[tensor.dtype] += tensor.n_bytes if tensor.dtype.is_floating_point else 0
     config = write_config(contents.config, sizes.most_common(1)[0][0])
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_tensors(folder, tensors, max_shard_bytes=max_shard, progress=progress)

@@ -1,4 +1,4 @@
-"""Quantises a checkpoint's weights to int8 or int4 codes as they are read, a few rows at a time.
+"""Quantises a checkpoint's weights to int8, int4 or ternary codes as they are read, a few rows or a weight at a time.
 
     tensors of the source  ->  the same names, but codes, scales (and zero points) in place of each quantised weight
 
@@ -15,10 +15,13 @@ from torch import Tensor
 from plait.formats.error import CheckpointError
 from plait.formats.format import Contents
 from plait.formats.tensors import LazyTensor, Run
+from plait.formats.ternary import ternary_parts
+from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid
 from plait.ops.quant import quantize_groups
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
-from plait.precision.weight_only import WeightOnlyLinear
+from plait.precision.ternary_packed import TernaryLinear
+from plait.precision.weight_only import CODED, WeightOnlyLinear
 
 C = TypeVar("C", bound=Contents)
 
@@ -27,8 +30,13 @@ _AT_ONCE = 4 << 20
 
 
 def holds_codes(contents: Contents) -> bool:
-    """Whether its weights are int8 or int4 codes already."""
+    """Whether its weights are codes already."""
     return any(name.endswith(".codes") for name in contents.tensors)
+
+
+def extends(held: str, recipe: PrecisionRecipe) -> bool:
+    """Whether codes of one recipe serve another: the same, and more of what was high."""
+    return held == "ternary-packed" and recipe.name == "ternary-packed-int8"
 
 
 def quantized(contents: C, recipe: PrecisionRecipe, dtype: torch.dtype | None = None) -> C:
@@ -39,9 +47,10 @@ def quantized(contents: C, recipe: PrecisionRecipe, dtype: torch.dtype | None = 
         recipe: with codes.
         dtype: of everything that stays high; None for the recipe's compute dtype.
 
-    Raises: CheckpointError if it holds codes already; on reading, for a weight that no scale can hold.
+    Raises: CheckpointError if it holds other codes already, or weights that were never ternary are to become so; on
+        reading, for a weight that no scale can hold.
     """
-    if holds_codes(contents):
+    if holds_codes(contents) and not extends(contents.config.recipe, recipe):
         raise CheckpointError(
             f"the weights are {contents.config.recipe} codes already and cannot become {recipe.name}; "
             "take the checkpoint that they were made from"
@@ -49,15 +58,30 @@ def quantized(contents: C, recipe: PrecisionRecipe, dtype: torch.dtype | None = 
     with torch.device("meta"):
         model = Hybrid(contents.config, recipe)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, WeightOnlyLinear)}
+    _check_ternary(contents.config, recipe, any(isinstance(layer, TernaryLinear) for layer in layers.values()))
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in contents.tensors.items():
-        layer = layers.get(name.removesuffix(".weight"))
-        if layer is not None and name.endswith(".weight"):
-            tensors |= dict(_coded(name.removesuffix(".weight"), tensor, layer))
+        base, _, part = name.rpartition(".")
+        layer, wide = layers.get(base), dtype or recipe.compute
+        if isinstance(layer, TernaryLinear) and part in ("weight", "bias"):
+            tensors |= dict(ternary_parts(base, part, tensor, layer, wide))
+        elif layer is not None and part == "weight":
+            tensors |= dict(_coded(base, tensor, layer))
+        elif name.endswith(CODED):
+            tensors[name] = tensor
         else:
-            high = torch.float32 if name.endswith(ALWAYS_FLOAT32) else dtype or recipe.compute
-            tensors[name] = tensor.cast(high)
+            tensors[name] = tensor.cast(torch.float32 if name.endswith(ALWAYS_FLOAT32) else wide)
+    if contents.config.ties_embeddings and "head" in layers:
+        tensors |= dict(_coded("head", contents.tensors["embed.weight"], layers["head"]))
     return replace(contents, config=replace(contents.config, recipe=recipe.name), tensors=tensors)
+
+
+def _check_ternary(config: ModelConfig, recipe: PrecisionRecipe, is_ternary: bool) -> None:
+    if is_ternary and not config.recipe.startswith("ternary"):
+        raise CheckpointError(
+            f"the weights were trained in {config.recipe!r} and would be lost in {recipe.name!r}: a ternary model is "
+            "trained as one; train with precision 'ternary', or take 'int4'"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,22 +119,41 @@ class Tape:
         Raises: UnfitError for a layer that computes in numbers the kernels do not have.
         """
         matrix, N, K = self.weights.matrix(module)
-        same = rows is self._last
-        y = onto if onto is not None else torch.empty(0) if final else self.memory(N)
+        # rows of a ternary weight that stay high are a layer of their own, after the others
+        tail = getattr(module, "high", None)
+        y = onto
+        if onto is None and not final:
+            y = self.memory(N + (0 if tail is None else tail.weight.shape[0]))
+        self._product(module, matrix, rows, y, (N, K), adds=onto is not None)
+        if tail is not None:
+            matrix, n, K = self.weights.matrix(tail)
+            self._product(tail, matrix, rows, y[:, N:], (n, K), adds=onto is not None)  # type: ignore[index]
+        return torch.empty(0) if y is None else y
+
+    def _product(
+        self,
+        module: nn.Module,
+        matrix: tuple[int, ...],
+        rows: Rows,
+        y: Tensor | None,
+        sizes: tuple[int, int],
+        adds: bool,
+    ) -> None:
+        """One matrix of a linear layer into y; into the logits where there is none."""
+        (N, K), same, final = sizes, rows is self._last, y is None
         at = self._record(
             "linear",
             same,
             *(self._native.SOURCES[rows.source], *rows.words(K)),
             *matrix,
             *self.weights.numbers(module, "bias"),
-            None if final else y,
-            *(N, onto is not None, final and self.compute == torch.bfloat16),
+            y,
+            *(N if y is None else y.stride(0), adds, final and self.compute == torch.bfloat16),
             waits=not same,
         )
         self._last = rows
         if final:
             self._logits_at, self._n_logits = at + Y_AT, N
-        return y
 
     def conv_step(self, x: Tensor, state: object, conv: nn.Module) -> None:
         """The convolution and SiLU over x (B, D), in place; state.conv is (B, D, taps)."""

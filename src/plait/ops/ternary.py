@@ -31,7 +31,9 @@ def packed_width(d_in: int) -> int:
 
 def pack_ternary(codes: Tensor) -> Tensor:
     """(N, K) of -1, 0, 1 into (N, 64 ceil(K / 256)) uint8; layout in the file's docstring."""
-    fields = F.pad((codes + 1).to(torch.uint8), (0, -codes.shape[-1] % BLOCK), value=1).unflatten(-1, (-1, 4, BLOCK // 4))
+    fields = F.pad((codes + 1).to(torch.uint8), (0, -codes.shape[-1] % BLOCK), value=1).unflatten(
+        -1, (-1, 4, BLOCK // 4)
+    )
     a, b, c, d = fields.unbind(-2)
     return (a | b << 2 | c << 4 | d << 6).flatten(-2)
 
@@ -71,7 +73,22 @@ def _fits(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) 
     return stored and shapes and held and x.numel() > 0 and (bias is None or bias.shape == (N,))
 
 
-@ternary_linear.backend("native", when=lambda *args: _fits(*args) and native_serves("ternary", args[0]))
+def _triton_takes(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> bool:
+    return _fits(x, codes, scales, bias) and triton_serves(x, codes, scales, bias)
+
+
+@ternary_linear.backend("triton", when=_triton_takes)
+def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+    from plait.kernels.triton import ternary
+
+    return ternary.linear(x, codes, scales, bias)
+
+
+def _native_takes(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> bool:
+    return _fits(x, codes, scales, bias) and native_serves("ternary", x)
+
+
+@ternary_linear.backend("native", when=_native_takes)
 def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
     from plait.kernels.native import ternary
 

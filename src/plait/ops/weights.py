@@ -8,7 +8,7 @@ drops the copies (half of the masters' size).
 import torch
 from torch import Tensor, nn
 
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3}
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3, 2: 4}
 MOST_GROUPS = 1024  # scales of a row
 
 Home = tuple[dict[str, Tensor | None], str]
@@ -53,7 +53,12 @@ class Weights:
         rounds = self._compute == torch.bfloat16
         if getattr(module, "codes", None) is not None:
             codes, scales = self.find(module, "codes"), self.find(module, "scales")
-            bits, group = int(module.bits), int(module.group)  # type: ignore[arg-type]
+            bits = int(module.bits)  # type: ignore[arg-type]
+            if bits == 2:
+                addresses = [self._address(module, name, t) for name, t in (("codes", codes), ("scales", scales))]
+                N, K = codes.shape[0], int(module.d_in)  # type: ignore[arg-type]
+                return (*addresses, 0, FORMATS[bits], 0, N, K, rounds), N, K
+            group = int(module.group)  # type: ignore[arg-type]
             N, K = codes.shape[0], codes.shape[1] * 8 // bits
             if K % 64 or group < 32 or group & (group - 1) or K // group > MOST_GROUPS or scales.dtype != torch.float16:
                 raise UnfitError

@@ -14,7 +14,7 @@ from plait.precision.ternary import TERNARY, TERNARY_PACKED
 
 RECIPES: dict[str, PrecisionRecipe] = {
     **{"bf16": BF16, "fp32": FP32, **PAPERS, "ternary": TERNARY},
-    **TERNARY_PACKED,
     **INT8,
     **INT4,
+    **TERNARY_PACKED,
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plait.ops.linear import linear
 from plait.ops.quant import quantize_ternary
 from plait.ops.ternary import pack_ternary, packed_width, ternary_linear, unpack_ternary
-from plait.precision.format import LinearFormat, TensorFormat
+from plait.precision.format import LinearFormat
 from plait.precision.linear import Parts
 from plait.precision.weight_only import WeightOnlyLinear
 
@@ -47,8 +47,10 @@ class TernaryLinear(WeightOnlyLinear):
         self.register_buffer("scales", torch.empty(n, dtype=torch.float32))
         self.zeros = None
         self.register_buffer("bias", torch.empty(n) if bias else None)
-        # it has weights of its own, none of which are drawn here
-        self.high = nn.utils.skip_init(nn.Linear, d_in, d_out - n, bias=bias) if d_out > n else None
+        # no weights are drawn here
+        high = nn.utils.skip_init(nn.Linear, d_in, d_out - n, bias=bias) if d_out > n else None
+        assert high is None or isinstance(high, nn.Linear)
+        self.high = high
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,4 +98,3 @@ def quantize_segments(w: Tensor, segments: tuple[int, ...]) -> tuple[Tensor, Ten
     codes = torch.cat([pack_ternary(codes) for codes, _ in found])
     scales = torch.cat([scale.expand(rows) for (_, scale), rows in zip(found, segments, strict=True)])
     return codes, scales
-

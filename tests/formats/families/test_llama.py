@@ -73,17 +73,24 @@ def test_bitnet_is_gated_squared_relu_with_norms_in_ternary(tmp_path: Path) -> N
     assert attention(config).rope is not None and attention(config).rope.base == 500000.0
 
 
+@pytest.mark.parametrize("words", [{}, {"linear_class": "bitlinear"}, {"quantization_mode": "offline"}])
+def test_bitnet_is_packed_unless_it_says_online(words: dict[str, str], tmp_path: Path) -> None:
+    assert read(tmp_path, "bitnet", quantization_config={"quant_method": "bitnet"} | words).recipe == "ternary-packed"
+
+
 @pytest.mark.parametrize(
-    "table",
+    ("words", "message"),
     [
-        {"quant_method": "bitnet"},
-        {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
-        {"quant_method": "bitnet", "linear_class": "bitlinear", "quantization_mode": "online"},
+        ({"linear_class": "bitlinear", "quantization_mode": "online"}, "linear_class = 'bitlinear' .* not supported"),
+        ({"quantization_mode": "online"}, "linear_class = None .* not supported"),
+        ({"linear_class": "trilinear"}, "linear_class = 'trilinear' is not supported"),
+        ({"quantization_mode": "later"}, "quantization_mode = 'later' is not supported"),
+        ({"use_rms_norm": True}, "use_rms_norm"),
     ],
 )
-def test_packed_bitnet_is_refused(table: dict[str, object], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="packed BitNet weights .* not read yet"):
-        read(tmp_path, "bitnet", quantization_config=table)
+def test_other_kinds_of_bitnet_are_refused(words: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path, "bitnet", quantization_config={"quant_method": "bitnet"} | words)
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,16 @@ def _read(name: str, fields: Fields) -> ModelConfig:
         layers=(attention, mlp) * fields.layers("num_hidden_layers"),
         norm_eps=fields.number("rms_norm_eps", default=traits.norm_eps),
         max_context=fields.whole("max_position_embeddings", default=traits.max_context),
-        recipe="ternary" if name == "bitnet" else "bf16",
+        recipe=_ternary(fields) if name == "bitnet" else "bf16",
         **shared_fields(fields),  # type: ignore[arg-type]
     )
+
+
+def _ternary(fields: Fields) -> str:
+    """The recipe of a bitnet: packed weights, which its own readers take for granted, or masters."""
+    table = fields.table("quantization_config")
+    packed = table is not None and table.value("quantization_mode") in (None, "offline")
+    return "ternary-packed" if packed else "ternary"
 
 
 def _check_windows(fields: Fields) -> None:
@@ -149,7 +156,7 @@ def _write(name: str, config: ModelConfig) -> dict[str, object]:
         out["quantization_config"] = {
             "quant_method": "bitnet",
             "linear_class": "autobitlinear",
-            "quantization_mode": "online",
+            "quantization_mode": "offline" if config.recipe == "ternary-packed" else "online",
         }
     return out
 

@@ -17,7 +17,7 @@
 #endif
 #include "vec.h"
 
-enum Format : int64_t { FP32, BF16, INT8, INT4 };
+enum Format : int64_t { FP32, BF16, INT8, INT4, TERNARY };  // TERNARY: see ternary.h
 
 // every member is eight bytes wide, as Python writes them
 struct Matrix {
@@ -28,7 +28,10 @@ struct Matrix {
   int64_t rounds;  // x may be rounded to bfloat16
 
   int64_t groups() const { return scales ? K / group : 0; }
-  int64_t row_bytes() const { return format == FP32 ? 4 * K : format == BF16 ? 2 * K : format == INT8 ? K : K / 2; }
+  int64_t row_bytes() const {
+    if (format == TERNARY) return (K + 255) / 256 * 64;
+    return format == FP32 ? 4 * K : format == BF16 ? 2 * K : format == INT8 ? K : K / 2;
+  }
 };
 
 // B inputs, made ready once for all rows

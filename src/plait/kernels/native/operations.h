@@ -10,6 +10,7 @@
 
 #include "attend_pairs.h"
 #include "step.h"
+#include "ternary.h"
 
 constexpr int64_t MOST_SPANS = 16;  // of keys, that threads share
 constexpr int64_t SPAN = 256;       // keys of a span at least
@@ -33,6 +34,8 @@ struct Step {
 struct Scratch {
   std::vector<float> x, sums, q;
   std::vector<bf16> half;
+  std::vector<int8_t> codes;
+  std::vector<Row> rows;
   template <typename T>
   static T *room(std::vector<T> &v, int64_t n) {
     if ((int64_t)v.size() < n) v.resize(n);
@@ -153,15 +156,26 @@ struct Linear {
     const int64_t B = work.step.B, ld = (w.K + 63) / 64 * 64 + W;
     float *x = Scratch::room(scratch.x, B * ld);
     for (int64_t b = 0; b < B && !same; b++) input.row(work.step, b, x + b * ld);
-    const Inputs in = prepare(w, x, B, ld, Scratch::room(scratch.half, B * ld), Scratch::room(scratch.sums, B * ld));
+    const auto out = [&](int64_t b, int64_t n, float value) {
+      if (bias) value += bias.at(n);
+      if (half) store1((bf16 *)y + b * ldy + n, value);
+      else if (adds) ((float *)y)[b * ldy + n] += value;
+      else ((float *)y)[b * ldy + n] = value;
+    };
     const int64_t least = least_rows(w);
+    if (w.format == TERNARY) return ternary(work, x, ld, least, out);
+    const Inputs in = prepare(w, x, B, ld, Scratch::room(scratch.half, B * ld), Scratch::room(scratch.sums, B * ld));
+    for (int64_t first, last; work.part(w.N, least, first, last);) multiply(w, first, last, in, out);
+  }
+  // x as int8 codes, which each thread makes for itself
+  template <typename Out>
+  void ternary(const Work &work, const float *x, int64_t ld, int64_t least, const Out &out) const {
+    const int64_t B = work.step.B, width = blocks_of(w.K) * BLOCK_COLUMNS;
+    int8_t *codes = aligned(Scratch::room(scratch.codes, B * width + LINE));
+    Row *rows = Scratch::room(scratch.rows, B);
+    for (int64_t b = 0; b < B; b++) rows[b] = to_int8(x + b * ld, w.K, codes + b * width);
     for (int64_t first, last; work.part(w.N, least, first, last);)
-      multiply(w, first, last, in, [&](int64_t b, int64_t n, float value) {
-        if (bias) value += bias.at(n);
-        if (half) store1((bf16 *)y + b * ldy + n, value);
-        else if (adds) ((float *)y)[b * ldy + n] += value;
-        else ((float *)y)[b * ldy + n] = value;
-      });
+      ternary_multiply((const uint8_t *)w.codes, (const float *)w.scales, w.K, first, last, codes, rows, B, out);
   }
 };
 
