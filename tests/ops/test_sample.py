@@ -143,3 +143,45 @@ def test_numbers_are_those_of_the_engine() -> None:
     seeds = torch.tensor([seed - (1 << 64) if seed >> 63 else seed for seed, _ in cases])
     got = uniform_numbers(seeds, torch.tensor([position for _, position in cases]))
     assert got.tolist() == [uniform(seed, position) for seed, position in cases]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("V", [255, 50257, 131072])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_the_gpu_it_keeps_and_draws_what_sorting_does(V: int, dtype: torch.dtype) -> None:
+    settings = SETTINGS * 3
+    logits = (torch.randn(len(settings), V) * 3).to(dtype)
+    logits[3::4, V // 2 :] = -math.inf
+    u = torch.rand(len(settings), dtype=torch.float64)
+    how = tensors(settings)
+    found = sample_ids(logits.cuda(), u.cuda(), **{name: t.cuda() for name, t in how.items()}).cpu()
+    greedy = torch.tensor([s.temperature == 0 for s in settings])
+    assert torch.equal(found[greedy], logits.float().argmax(-1)[greedy])
+    # sums in another order move the edge of top-p, and of the drawn interval, by roundings of their 1e5 terms
+    kept = kept_logits(logits, **how | {"top_p": (how["top_p"] + 1e-4).clamp(max=1)})
+    p = kept.double().softmax(-1)
+    below, mine = p.cumsum(-1), found[:, None]
+    assert (p.gather(1, mine)[~greedy] > 0).all()
+    high = below.gather(1, mine)[:, 0]
+    low = high - p.gather(1, mine)[:, 0]
+    assert ((u > low - 2e-4) & (u < high + 2e-4))[~greedy].all()
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_every_token_is_drawn_as_often_as_it_should() -> None:
+    s, n = Sampling(top_k=9, top_p=0.9, temperature=0.8), 1 << 14
+    row = (torch.randn(1, 12) * 2).bfloat16()
+    u = (torch.arange(n) + torch.rand(n, dtype=torch.float64)) / n
+    how = {name: t.cuda() for name, t in tensors([s] * n).items()}
+    counts = sample_ids(row.expand(n, 12).cuda(), u.cuda(), **how).cpu().bincount(minlength=12)
+    p = filtered(row.float(), s).softmax(-1)[0].double()
+    assert (counts[p == 0] == 0).all() and ((counts - n * p).abs() <= 3).all()
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_what_is_no_number_is_told() -> None:
+    rows = [[1.0, 3.0, 3.0], [1.0, math.nan, 0.0], [math.inf, 0.0, 1.0], [-math.inf] * 3]
+    u = torch.zeros(4, dtype=torch.float64)
+    for s, expected in ((Sampling(temperature=0), [1, -1, 0, 0]), (Sampling(), [0, -1, -1, -1])):
+        how = {name: t.cuda() for name, t in tensors([s] * 4).items()}
+        assert sample_ids(torch.tensor(rows).cuda(), u.cuda(), **how).tolist() == expected
