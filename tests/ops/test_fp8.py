@@ -1,5 +1,6 @@
 """FP8 quantisers against TransformerEngine's and ModelOpt's bits, and rows and tiles against the tensor-wide one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plait.ops.cast import encode
+from plait.ops.dispatch import use
 from plait.ops.fp8 import FP8, Block, dequantize_fp8, export_fp8, quantize_fp8, spread
 from plait.ops.random import uniform
 
 ELEMENTS: list[FP8] = ["e4m3", "e5m2"]
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
+
+
+@pytest.fixture(autouse=True)
+def _reference() -> Iterator[None]:
+    """These are the tests of the reference; faster backends are held to it in theirs."""
+    with use("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The rotation against TransformerEngine's and torchao's answers, and against what makes it a rotation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from plait.ops.dispatch import use
 from plait.ops.hadamard import SIGNS, hadamard16
+
+
+@pytest.fixture(autouse=True)
+def _reference() -> Iterator[None]:
+    """These are the tests of the reference; faster backends are held to it in theirs."""
+    with use("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """MX quantisers against torchao's bits for each way to find a scale, and what the formats promise."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from plait.ops.dispatch import use
 from plait.ops.mx import MXElement, Rounding, dequantize_mx, quantize_mx
 
 ELEMENTS: list[MXElement] = ["e4m3", "e5m2", "e2m1"]
 ROUNDINGS: list[Rounding] = ["floor", "rceil", "ceil", "even"]
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "e2m1": 6.0}
+
+
+@pytest.fixture(autouse=True)
+def _reference() -> Iterator[None]:
+    """These are the tests of the reference; faster backends are held to it in theirs."""
+    with use("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")
