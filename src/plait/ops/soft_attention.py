@@ -86,6 +86,33 @@ def soft_decode(
     return attend(q, k_cache.transpose(1, 2), v, seen, cap, clip)
 
 
+def extremes(
+    q: Tensor,
+    k: Tensor,
+    *,
+    cap: float | None = None,
+    key_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How large the logits are and how spread the weights, without gradients; some queries at a time.
+
+    Args: as of soft_attention, with S = L.
+
+    Returns: largest logit before the cap (H,); mean over tokens of - sum p log p, nats, before a clip (H,).
+    """
+    B, L, H, _ = q.shape
+    step = max(1, LOGITS // (B * H * L))
+    largest, entropy = torch.full((H,), -torch.inf, device=q.device), torch.zeros(H, device=q.device)
+    for first in range(0, L, step):
+        end = min(first + step, L)
+        seen = _visible(first, end, q.device, key_mask, documents)
+        z = logits(q[:, first:end].detach(), k[:, :end].detach())
+        p = weights(z, seen, cap, None)
+        largest = torch.maximum(largest, z.masked_fill(~seen[:, :, None], -torch.inf).amax((0, 3, 4)).flatten())
+        entropy = entropy + torch.special.entr(p).sum((0, 3, 4)).flatten() / (B * L)
+    return largest, entropy
+
+
 def logits(q: Tensor, k: Tensor) -> Tensor:
     """(B, K, G, L, S), the products q . k / sqrt(P) of (B, L, H, P) and (B, S, K, P), in float32 at least."""
     wide = torch.promote_types(q.dtype, torch.float32)

@@ -7,9 +7,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from plait.dist import state
 from plait.formats.checkpoint import Checkpoint, save
@@ -26,7 +28,9 @@ class Progress:
     """How far a run is.
 
     step: updates made. skipped: steps left out; step + skipped is how many draws of data were used. in_a_row: steps
-    left out since the last update. tokens: read by all updates. loss, validation_loss: the latest.
+    left out since the last update. tokens: read by all updates. loss, validation_loss: the latest. spikes: of the steps
+    left out, those whose loss or gradient was finite and too large. rollbacks: times the run went back. watch: what
+    the guard against spikes remembers; snapshot: of the state it would go back to.
     """
 
     step: int = 0
@@ -35,6 +39,15 @@ class Progress:
     tokens: int = 0
     loss: float | None = None
     validation_loss: float | None = None
+    spikes: int = 0
+    rollbacks: int = 0
+    watch: dict[str, object] = field(default_factory=dict)
+    snapshot: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> int:
+        """Batches that the run has drawn from the data."""
+        return self.step + self.skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,25 +114,36 @@ class Checkpoints:
         return next((path for path, _ in self.found()), None)
 
     def save(
-        self, model: Hybrid, optimizers: Optimizers, progress: Progress, identity: Identity, extra: dict[str, object]
+        self,
+        model: Hybrid,
+        optimizers: Optimizers,
+        progress: Progress,
+        identity: Identity,
+        extra: dict[str, object],
+        more: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Path:
         """Write a checkpoint of this step, then delete the oldest ones beyond `keep`.
 
+        Args: more: further tensors by file and name, which `resume` gives back.
         Raises: OSError with the file's name; earlier checkpoints stay.
         """
         path = self.folder / f"step-{progress.step:06}"
-        moments = optimizers.tensors()
-        n_bytes = sum(t.nbytes for t in [*moments.values(), *model.state_dict().values()])
+        tensors = {"optimizer": optimizers.tensors(), "random": state.random_state(model.device), **(more or {})}
+        held = [t for named in tensors.values() for t in named.values()]
+        n_bytes = sum(t.nbytes for t in [*held, *model.state_dict().values()])
         facts = {"progress": asdict(progress), "objective": extra, **identity.facts()}
         with whole_folder(path, overwrite=True, replaces=lambda _: True, n_bytes=n_bytes) as aside:
             save(model, aside / "model", format="native", tokenizer=self.tokenizer)
-            state.write(aside, {"optimizer": moments, "random": state.random_state(model.device)}, facts)
+            state.write(aside, tensors, facts)
         for old, _ in list(self.found())[self.keep :]:
-            # a kill in the middle leaves nothing that looks like a checkpoint
-            doomed = old.with_name(f".{old.name}.{os.getpid()}.gone")
-            os.rename(old, doomed)
-            shutil.rmtree(doomed)
+            _remove(old)
         return path
+
+    def forget(self, after: int) -> None:
+        """Delete the checkpoints of later steps, which a run that went back has left."""
+        for path, _ in list(self.found()):
+            if int(path.name[5:]) > after:
+                _remove(path)
 
     def sweep(self) -> None:
         """Put right what killed processes left; only while no other process writes here."""
@@ -127,10 +151,10 @@ class Checkpoints:
 
     def resume(
         self, model: Hybrid, optimizers: Optimizers, identity: Identity
-    ) -> tuple[Progress, dict[str, object]] | None:
+    ) -> tuple[Progress, dict[str, object], dict[str, dict[str, Tensor]]] | None:
         """Put the newest readable checkpoint into model and optimisers.
 
-        Returns: the progress and what the objective saved; None if there is no checkpoint.
+        Returns: the progress, what the objective saved, and all tensors by file; None if there is no checkpoint.
         Raises: ValueError if it was made by another run, naming what differs.
         """
         for path, facts in self.found():
@@ -155,8 +179,15 @@ class Checkpoints:
             log.info("resuming from %s", path)
             extra = facts["objective"]
             assert isinstance(extra, dict)
-            return Progress(**saved), extra
+            return Progress(**saved), extra, tensors
         return None
+
+
+def _remove(old: Path) -> None:
+    # a kill in the middle leaves nothing that looks like a checkpoint
+    doomed = old.with_name(f".{old.name}.{os.getpid()}.gone")
+    os.rename(old, doomed)
+    shutil.rmtree(doomed)
 
 
 def sweep(folder: Path, name: str, is_whole: Callable[[Path], bool]) -> None:

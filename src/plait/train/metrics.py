@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -26,8 +27,9 @@ class StepFacts:
     step, steps: updates made, and of the whole run. loss: mean nats per counted token of this step's batch. lr: rate
     of this update. grad_norm: before clipping. tokens: read so far by all updates. tokens_per_s: of this step.
     flops_per_s, utilisation: achieved, and over the measured peak; None where the peak is not known. time_left_s: at
-    the recent pace. skipped: steps left out so far. applied: False if this one was. validation_loss: when it was
-    measured after this step. metrics: the objective's own figures.
+    the recent pace. skipped: steps left out so far, spikes: of them, those for a spike of the loss or gradient.
+    rollbacks: times the run went back. applied: False if this one was left out. validation_loss: when it was measured
+    after this step. metrics: the objective's own figures.
     """
 
     step: int
@@ -41,6 +43,8 @@ class StepFacts:
     utilisation: float | None
     time_left_s: float
     skipped: int = 0
+    spikes: int = 0
+    rollbacks: int = 0
     applied: bool = True
     validation_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -57,7 +61,9 @@ class StepFacts:
             parts[-1] += f" ({self.utilisation:.0%} of peak)"
         parts.append(f"{clock(self.time_left_s)} left")
         if self.skipped:
-            parts.append(f"{self.skipped} skipped")
+            parts.append(f"{self.skipped} skipped" + (f" ({self.spikes} for spikes)" if self.spikes else ""))
+        if self.rollbacks:
+            parts.append(f"went back {self.rollbacks} times" if self.rollbacks > 1 else "went back once")
         if self.validation_loss is not None:
             parts.append(f"validation {self.validation_loss:.4f}")
         return "  ".join(parts)
@@ -109,10 +115,10 @@ def clock(seconds: float) -> str:
 
 
 class JsonLines:
-    """Appends a JSON object per step to a file; a file from an earlier process is first cut back to `step`."""
+    """Appends a JSON object per step to a file; a file from an earlier process is first cut back."""
 
     def __init__(self, path: Path, *, after: int, every: int = 1) -> None:
-        """Args: path: the file. after: the step to continue from; later lines were never saved in weights and go."""
+        """Args: path: the file. after: draws of data made, skipped ones too; later lines are no part of the run."""
         self.every = every
         _cut(path, after)
         self.file = path.open("a", encoding="utf-8")
@@ -121,7 +127,10 @@ class JsonLines:
         """Write one line if it is due."""
         if facts.step % self.every and facts.applied and facts.validation_loss is None:
             return
-        data = {key: value for key, value in asdict(facts).items() if value is not None and value != {}}
+        self.write({key: value for key, value in asdict(facts).items() if value is not None and value != {}})
+
+    def write(self, data: Mapping[str, object]) -> None:
+        """Write one line: at least the `step` and the number `skipped` so far."""
         words = {key: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in data.items()}
         # one write per line and no buffer left behind, so that a killed run loses nothing but its last line
         try:
@@ -141,7 +150,8 @@ def _cut(path: Path, after: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] > after:
+            data = json.loads(line)
+            if data["step"] + data.get("skipped", 0) > after:
                 break
         except (ValueError, KeyError, TypeError):
             # the torn last line of a killed process

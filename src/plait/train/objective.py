@@ -61,6 +61,10 @@ class Objective(Protocol[B]):
         """The summed loss of a micro-batch times `scale`."""
         ...
 
+    def sample(self, batch: B) -> tuple[Tensor, Tensor | None]:
+        """ids (B, L) that the model reads in a batch, and starts (B, L) of packed documents: for looking inside."""
+        ...
+
     def validation(self) -> Sequence[B]:
         """The batches to validate on; empty if there are none."""
         ...

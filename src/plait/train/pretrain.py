@@ -1,8 +1,9 @@
 """Next-token prediction: every token of a packed batch predicts the one after it in its document."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from plait.data.loader import Batch, Loader
 from plait.data.packing import IGNORED
@@ -21,6 +22,7 @@ class NextToken:
         validation: Loader | None = None,
         validation_batches: int | None = None,
         identity: Mapping[str, object] | None = None,
+        bad_batches: Collection[int] = (),
     ) -> None:
         """
         Args:
@@ -29,6 +31,7 @@ class NextToken:
             validation: other data, made with repeat=False; None for no validation.
             validation_batches: how many batches of it, always the first ones; None is all of it.
             identity: what decides the loader's batches, JSON-ready; compared when a run is resumed.
+            bad_batches: draws whose tokens are replaced by random ones, to see how a run bears them.
 
         Raises: ValueError if the loader's rows do not divide by `accumulate`.
         """
@@ -36,6 +39,9 @@ class NextToken:
             raise ValueError(f"accumulate={accumulate} does not divide the batch of {loader.batch_size} rows")
         self.loader, self.accumulate = loader, accumulate
         self._identity = dict(identity or {})
+        self.bad_batches = frozenset(bad_batches)
+        if self.bad_batches:
+            self._identity["bad_batches"] = sorted(self.bad_batches)
         self._validation: list[Batch] = []
         if validation is not None:
             n = validation.n_steps_per_epoch()
@@ -44,7 +50,8 @@ class NextToken:
 
     def batches(self, draw: int) -> Sequence[Batch]:
         """See Objective."""
-        return self.loader.batch(draw).split(self.accumulate)
+        batch = self.loader.batch(draw)
+        return (_damaged(batch, draw) if draw in self.bad_batches else batch).split(self.accumulate)
 
     def size(self, batch: Batch) -> Size:
         """Counts the tokens that predict something; a token sees itself and those before it in its document."""
@@ -60,6 +67,10 @@ class NextToken:
         x, _ = model.hidden(batch.ids, starts=batch.starts)
         return Loss(value=model.loss_sum(x, batch.targets, scale=scale), tokens=tokens)
 
+    def sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See Objective."""
+        return batch.ids, batch.starts
+
     def validation(self) -> Sequence[Batch]:
         """See Objective."""
         return self._validation
@@ -74,3 +85,12 @@ class NextToken:
 
     def load_state(self, state: dict[str, object]) -> None:
         """Nothing to take."""
+
+
+def _damaged(batch: Batch, draw: int) -> Batch:
+    """A batch of the same shape and documents whose tokens are drawn at random, from those up to its largest."""
+    generator = torch.Generator().manual_seed(draw)
+    n_rows, length = batch.ids.shape
+    ids = torch.randint(int(batch.ids.max()) + 1, (n_rows, length + 1), generator=generator)
+    targets = torch.where(batch.targets == IGNORED, IGNORED, ids[:, 1:])
+    return Batch(ids=ids[:, :-1].contiguous(), targets=targets, starts=batch.starts)

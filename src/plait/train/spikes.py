@@ -1,12 +1,15 @@
 """Loss spikes: a bad batch is told from a running band and left out; a run that diverges is stopped early.
 
-    loss > median + width max(1.4826 MAD, 2 % of |median|)                  over the last `window` losses, or
-    log |g| > median + width max(1.4826 MAD, 1/4)                           over as many gradient norms
+    loss > median + width max(s, 2 % of |median|)            s of the last `window` losses, or
+    log |g| > median + width max(s, 1/4)                     s of as many gradient norms
+    s = max(1.4826 MAD, (p90 - median) / 1.2816)
 
-MAD is the median of the distances from the median; 1.4826 makes it the standard deviation of normal noise. Both are
-known before the optimiser moves, so a batch that spikes leaves no trace. Several in a row are no bad batch: either the
-data have changed, and the band begins anew ("skip"), or the weights are damaged, and the run goes back to the last good
-ones ("rollback"). A run has diverged when the median of its last 32 losses has long lain far above the best it had.
+MAD is the median of the distances from the median, p90 the value that a tenth exceeds; both factors give the standard
+deviation of normal noise, and the larger result allows for texts of several kinds. Loss and norm are known before the
+optimiser moves, so a batch that spikes leaves no trace. Several in a row are no bad batch: either the data have
+changed, and the band begins anew ("skip"), or the weights are damaged, and the run goes back to the last good ones
+("rollback"). A run has diverged when the median of its last 32 losses has long lain far above the best that it had, or
+above its first loss.
 
 What is decided depends on the losses and norms of the steps before and on nothing else, and is saved with the run.
 
@@ -105,10 +108,12 @@ class Watch:
         return True
 
     def _compare(self) -> None:
+        if self.best is None:
+            self.best = self.recent[-1]
         if len(self.recent) < LEVEL:
             return
         level = median(self.recent)
-        self.best = level if self.best is None else min(self.best, level)
+        self.best = min(self.best, level)
         self.above = self.above + 1 if level > self.best + self.settings.diverged_above else 0
 
     def is_damaged(self) -> bool:
@@ -181,9 +186,11 @@ class Snapshot:
 
 
 def _top(values: Iterable[float], width: float, least: float) -> float:
-    values = list(values)
-    middle = median(values)
-    return middle + width * max(1.4826 * median(abs(value - middle) for value in values), least)
+    ordered = sorted(values)
+    middle, high = median(ordered), ordered[9 * len(ordered) // 10]
+    return middle + width * max(
+        1.4826 * median(abs(value - middle) for value in ordered), (high - middle) / 1.2816, least
+    )
 
 
 def _numbers(values: object) -> list[float]:

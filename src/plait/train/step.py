@@ -1,4 +1,4 @@
-"""One update: gradients of all micro-batches, clipped, applied unless something in them is not finite.
+"""One update: gradients of all micro-batches, clipped, applied unless they are not finite or not accepted.
 
     g = sum over micro-batches of grad loss_sum / counted tokens;   g <- g min(1, clip / |g|);   one optimiser step
 
@@ -6,7 +6,7 @@ The loss and the norm reach Python together, so a step waits for the device once
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from plait.model import sigma
 from plait.model.hybrid import Hybrid
 from plait.train.objective import Objective
 from plait.train.optim import Optimizers
@@ -26,17 +27,24 @@ class Update:
     """What an update measured.
 
     loss: mean per counted token, nats. grad_norm: before clipping. applied: False if it was skipped because one of
-    both is not finite. metrics: means of the objective's further figures.
+    both is not finite, or (spike) because they were not accepted. metrics: means of the objective's further figures.
     """
 
     loss: float
     grad_norm: float
     applied: bool
     metrics: dict[str, float]
+    spike: bool = False
 
 
 def update(
-    model: Hybrid, objective: Objective[B], batches: Sequence[B], counted: int, optimizers: Optimizers, lr: float
+    model: Hybrid,
+    objective: Objective[B],
+    batches: Sequence[B],
+    counted: int,
+    optimizers: Optimizers,
+    lr: float,
+    accepts: Callable[[float, float], bool] | None = None,
 ) -> Update:
     """Make one update, or leave parameters and optimiser state as they are.
 
@@ -47,11 +55,14 @@ def update(
         counted: tokens counted in all of them together.
         optimizers: whose gradients are empty.
         lr: learning rate of this update.
+        accepts: told the finite loss and gradient norm, says whether to make the update; None makes it.
 
     Returns: see Update. Gradients are empty afterwards.
     """
+    sigma.advance(model)
     total: dict[str, Tensor] = {}
-    for batch in batches:
+    for part, batch in enumerate(batches):
+        model.moment.part = part
         loss = objective.loss(model, batch, 1.0 / counted)
         loss.value.backward()
         for name, figure in {"loss": loss.value, **loss.metrics}.items():
@@ -63,11 +74,12 @@ def update(
     metrics = dict(zip(total, figures, strict=True))
     mean = metrics.pop("loss")
     finite = math.isfinite(mean) and math.isfinite(grad_norm)
-    if finite:
+    applied = finite and (accepts is None or accepts(mean, grad_norm))
+    if applied:
         clip = optimizers.settings.clip
         if 0 < clip < grad_norm:
             for gradient in gradients:
                 gradient.mul_(clip / grad_norm)
         optimizers.step(lr)
     optimizers.zero_grad()
-    return Update(loss=mean, grad_norm=grad_norm, applied=finite, metrics=metrics)
+    return Update(loss=mean, grad_norm=grad_norm, applied=applied, metrics=metrics, spike=finite and not applied)

@@ -33,7 +33,7 @@ from plait.model.sigma import linears
 from plait.ops.attention import attention
 from plait.ops.decode_attention import decode_attention
 from plait.ops.rope import Rope, inverse_frequencies, rotate
-from plait.ops.soft_attention import soft_attention, soft_decode
+from plait.ops.soft_attention import extremes, soft_attention, soft_decode
 from plait.ops.tape import Tape
 from plait.precision.recipe import PrecisionRecipe
 
@@ -192,6 +192,11 @@ class AttentionMixer(nn.Module):
                 out = attention(q, k, v, key_mask=span.key_mask, documents=span.documents, cuts=span.cuts)
         out = out.flatten(-2)
         return self.o_proj(out if self.sub_norm is None else self.sub_norm(out))
+
+    def extremes(self, x: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """What the layer would see in x: largest logit and mean entropy of its weights, (H,) each."""
+        q, k, _ = self.heads(x, span)
+        return extremes(q, k, cap=self.spec.soft_cap, key_mask=span.key_mask, documents=span.documents)
 
     def heads(self, x: Tensor, span: Span) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, D) to the queries (B, L, H, P), keys and values (B, L, K, P) as attention takes them."""
