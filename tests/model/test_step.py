@@ -2,11 +2,12 @@
 
 import copy
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from tests.model.sizes import ATTENTION, FAMILIES, MAMBA, ROPE, config
-from torch import Tensor
+from torch import Tensor, nn
 
 from plait.kernels.native import library
 from plait.model.cache import Cache
@@ -144,6 +145,70 @@ def test_changed_weights_are_noticed(recipe: str, fused: bool) -> None:
     assert_steps_agree(model, ids_of(model, 1, 2), tape, plain, TOLERANCE[recipe])
 
 
+def written_through_data(model: Hybrid) -> None:
+    with torch.no_grad():
+        model.blocks[0].mixer.in_proj.weight.data.mul_(1.5)
+
+
+def other_data(model: Hybrid) -> None:
+    model.blocks[0].mixer.in_proj.weight.data = torch.randn_like(model.blocks[0].mixer.in_proj.weight)
+
+
+def other_module(model: Hybrid) -> None:
+    old = model.blocks[1].mixer.up_proj.weight
+    model.blocks[1].mixer.up_proj = Linear(old.shape[1], old.shape[0])
+    nn.init.normal_(model.blocks[1].mixer.up_proj.weight)
+
+
+def other_block(model: Hybrid) -> None:
+    model.blocks[1] = copy.deepcopy(model.blocks[1])
+    nn.init.normal_(model.blocks[1].mixer.up_proj.weight)
+
+
+def a_bias(model: Hybrid) -> None:
+    linear = model.blocks[1].mixer.down_proj
+    linear.bias = nn.Parameter(torch.randn(linear.weight.shape[0]))
+
+
+CHANGES = [written_through_data, other_data, other_module, other_block, a_bias]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("recipe", ["fp32", "bf16"])
+def test_changes_that_pytorch_does_not_count_are_noticed(recipe: str, change: Callable[[Hybrid], None]) -> None:
+    model = build(PLAIN["hybrid"], recipe)
+    tape, plain = two_caches(model, 1, 4)
+    assert_steps_agree(model, ids_of(model, 1, 2), tape, plain, TOLERANCE[recipe])
+    change(model)
+    assert_steps_agree(model, ids_of(model, 1, 2), tape, plain, TOLERANCE[recipe])
+    fresh, plain = two_caches(model, 1, 4)
+    assert_steps_agree(model, ids_of(model, 1, 2), fresh, plain, TOLERANCE[recipe])
+
+
+def test_few_changed_numbers_are_noticed_in_the_end() -> None:
+    model = build(config("-", mlp={"d_ff": 400}), "bf16")
+    cache, weight = model.cache(1), model.blocks[0].mixer.up_proj.weight
+    with torch.no_grad():
+        step(model, ids_of(model, 1, 1), cache)
+        weight.data[17] += 1
+        for _ in range(weight.numel() // 2):
+            step(model, ids_of(model, 1, 1), cache)
+    assert torch.equal(model.rounded[model.blocks[0].mixer.up_proj][2], weight.bfloat16())
+
+
+@pytest.mark.parametrize("where", ["module", "everywhere", "before"])
+def test_hooks_added_between_tokens_are_called(where: str) -> None:
+    model, seen = build(PLAIN["hybrid"], "fp32"), []
+    cache, linear = model.cache(1), model.blocks[1].mixer.up_proj
+    hook = nn.modules.module.register_module_forward_hook if where == "everywhere" else linear.register_forward_hook
+    with torch.no_grad():
+        assert step(model, ids_of(model, 1, 1), cache) is not None
+        handle = (linear.register_forward_pre_hook if where == "before" else hook)(lambda *_: seen.append(1))
+        model(ids_of(model, 1, 1), cache=cache)
+        handle.remove()
+    assert seen
+
+
 CODES = [name for name, recipe in RECIPES.items() if recipe.weight_only]
 
 
@@ -275,8 +340,12 @@ def test_layers_of_others_are_called() -> None:
     model = build(PLAIN["hybrid"], "fp32")
     with torch.no_grad():
         assert step(model, ids_of(model, 1, 1), model.cache(1)) is not None
-        model.blocks[0].mixer.out_proj.__class__ = Doubled
+        old = model.blocks[0].mixer.out_proj
+        old.__class__ = Doubled
         assert step(model, ids_of(model, 1, 1), model.cache(1)) is None
+        old.__class__ = Linear
+        old.forward = lambda x: x
+        assert step(model, ids_of(model, 1, 1), model.cache(1)) is None, "a forward of its own"
 
 
 def random_config(rng: random.Random) -> ModelConfig:

@@ -1,8 +1,8 @@
 """One token of every sequence of a cache by one native call: the path that decoding takes on a processor.
 
-A tape (ops/tape.py) is written for a cache when its first token is decoded, and again when weights have moved. What it
-cannot serve (experts, ternary layers, more than 8 rows, gradients, hooks, another device or dtype) is left to the
-ordinary forward.
+A tape (ops/tape.py) is written for a cache when its first token is decoded, and again when weights have moved or
+modules have been replaced (ops/weights.py and ops/watch.py say what is noticed). What it cannot serve (experts, ternary
+layers, more than 8 rows, gradients, hooks, another device or dtype) is left to the ordinary forward.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from plait.model.layers import KINDS
 from plait.model.layers.attention import KVState
 from plait.ops.dispatch import is_free
 from plait.ops.tape import MOST_ROWS, Tape
+from plait.ops.watch import Watch
 from plait.ops.weights import Rounded, UnfitError
 from plait.precision.recipe import PrecisionRecipe
 
@@ -92,22 +93,17 @@ def _tape(model: Model, cache: Cache) -> Tape | None:
     """The cache's tape, written now if it has none for this model as it is; None if there can be none."""
     if cache.tape is not None and cache.tape[0] is model:
         tape = cache.tape[1]
-        if tape is None or (tape.batch == cache.batch and tape.weights.is_fresh()):
+        if tape is None or (tape.batch == cache.batch and tape.is_fresh()):
             return tape
     cache.tape = (model, _capture(model, cache))
     return cache.tape[1]
 
 
-def _is_ours(module: nn.Module) -> bool:
-    """Whether it computes what its class in this package or in torch says: no hooks, no subclass of a user's."""
-    ours = type(module).__module__.partition(".")[0] in ("plait", "torch")
-    return ours and not (module._forward_hooks or module._forward_pre_hooks)
-
-
 def _capture(model: Model, cache: Cache) -> Tape:
-    if cache.config != model.config or not all(map(_is_ours, model.modules())):
+    watch = Watch(model.modules())
+    if cache.config != model.config or not watch.is_ours():
         raise UnfitError
-    tape = Tape(cache.batch, model.recipe.compute, model.rounded)
+    tape = Tape(cache.batch, model.recipe.compute, model.rounded, watch)
     tape.embed(model.embed)
     for block, spec, state in zip(model.blocks, model.config.layers, cache.states, strict=True):
         capture = KINDS[spec.symbol].capture

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.ops.dispatch import native_serves
+from plait.ops.watch import Watch
 from plait.ops.weights import Rounded, UnfitError, Weights
 
 MOST_ROWS = 8
@@ -67,12 +68,13 @@ class Link:
 class Tape:
     """Records of one decode step for a cache of `batch` sequences."""
 
-    def __init__(self, batch: int, compute: torch.dtype, rounded: Rounded) -> None:
+    def __init__(self, batch: int, compute: torch.dtype, rounded: Rounded, watch: Watch) -> None:
         """
         Args:
             batch: B.
             compute: the model's dtype for activations, float32 or bfloat16.
             rounded: the model's copies, which are used while their masters stay as they are, and added to.
+            watch: of the model's modules.
 
         Raises: UnfitError for another dtype, too many rows, or where the kernels are not compiled.
         """
@@ -80,7 +82,7 @@ class Tape:
             raise UnfitError
         from plait.kernels.native import decode
 
-        self._native = decode
+        self._native, self._watch, self._turn = decode, watch, 0
         self.batch, self.compute, self.weights = batch, compute, Weights(compute, rounded)
         self._words = array("q")
         self._links: list[Link] = []
@@ -230,6 +232,16 @@ class Tape:
         return self._memory[-1]
 
     # ---- use
+
+    def is_fresh(self) -> bool:
+        """Whether the model is as it was; drops rounded copies whose masters have changed unseen."""
+        if not self._watch.is_same() or not self.weights.is_fresh():
+            return False
+        self._turn += 1
+        if self._native.copies_hold(self.weights.pairs, self._turn):
+            return True
+        self.weights.forget_copies()
+        return False
 
     def follow(self) -> None:
         """Find the states' tensors where they are now; UnfitError if one has taken another form."""

@@ -2,8 +2,13 @@
 
 Weights are read in place, so a change of their values shows at the next token. Where they are float32 masters of a
 model that computes in bfloat16, a rounded copy is kept for reading, and made anew when they have changed; training
-drops the copies (half of the masters' size).
+drops the copies (half of the masters' size). PyTorch counts changes, but not those through `.data`: for these each
+token compares a few numbers of every copy with its master, others than the token before. A change of a whole matrix
+shows at once; one of a few numbers may not, so follow it with `model.rounded.clear()`, or change `p` itself under
+`torch.no_grad()`.
 """
+
+from array import array
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +17,8 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3, 2: 4}
 MOST_GROUPS = 1024  # scales of a row
 
 Home = tuple[dict[str, Tensor | None], str]
-# copies of float32 masters in bfloat16, by the layer: the master, its version, the copy
-Copy = tuple[Tensor, int, Tensor]
+# copies of float32 masters in bfloat16, by the layer: the master, its version and address, the copy
+Copy = tuple[Tensor, tuple[int, int], Tensor]
 Rounded = dict[nn.Module, Copy]
 
 
@@ -29,19 +34,33 @@ class Weights:
         # parameters by where their modules keep them
         self._read: list[Home] = []
         self._addresses: list[int] = []
+        self._absent: list[Home] = []
         self._copies: list[tuple[Home, nn.Module, Copy]] = []
+        # of each copy: its master's address, its own, how many numbers
+        self.pairs = array("q")
 
     def is_fresh(self) -> bool:
-        """Whether all parameters are where they were, and the masters of rounded copies unchanged."""
+        """Whether all parameters are where they were, and PyTorch has counted no change of rounded copies' masters."""
         # fused optimizers do not count versions: training drops the copies, and who had them must notice that too
-        return [home[name].data_ptr() for home, name in self._read] == self._addresses and all(  # type: ignore[union-attr]
-            home[name] is copy[0] and _version(copy[0]) == copy[1] and self._rounded.get(module) is copy
-            for (home, name), module, copy in self._copies
+        return (
+            [home[name].data_ptr() for home, name in self._read] == self._addresses  # type: ignore[union-attr]
+            and all(home.get(name) is None for home, name in self._absent)
+            and all(
+                home[name] is copy[0] and _version(copy[0]) == copy[1][0] and self._rounded.get(module) is copy
+                for (home, name), module, copy in self._copies
+            )
         )
+
+    def forget_copies(self) -> None:
+        """Drop the copies that are read: their masters have other values."""
+        for _, module, copy in self._copies:
+            if self._rounded.get(module) is copy:
+                del self._rounded[module]
 
     def numbers(self, module: nn.Module, name: str) -> tuple[int, int]:
         """A small parameter as two words, its address and whether it is bfloat16; (0, 0) for None."""
         if getattr(module, name, None) is None:
+            self._absent.append((module._parameters, name))  # type: ignore[arg-type]
             return 0, 0
         t = self.find(module, name)
         if t.dtype not in (torch.float32, torch.bfloat16):
@@ -67,8 +86,9 @@ class Weights:
                 for name in ("codes", "scales", "zeros")
             ]
             return (*addresses, FORMATS[bits], group, N, K, rounds), N, K
-        number_format = getattr(module, "number_format", None)
-        if number_format is not None and (number_format.weight or number_format.input):
+        formats = [getattr(module, name, None) for name in ("number_format", "late_format")]
+        # a format of nothing but defaults rounds nothing
+        if any(form is not None and form != type(form)() for form in formats):
             raise UnfitError
         w = self.find(module, "weight")
         if w.dtype not in (torch.float32, torch.bfloat16):
@@ -81,10 +101,12 @@ class Weights:
         return (address, 0, 0, FORMATS[stored], 0, N, K, rounds), N, K
 
     def _round(self, module: nn.Module, w: Tensor) -> Tensor:
-        version, copy = _version(w), self._rounded.get(module)
-        if copy is None or copy[0] is not w or copy[1] != version:
-            copy = self._rounded[module] = (w, version, w.detach().to(torch.bfloat16))
+        # the master may move without being counted as changed: p.data = t
+        state, copy = (_version(w), self._address(module, "weight", w)), self._rounded.get(module)
+        if copy is None or copy[0] is not w or copy[1] != state:
+            copy = self._rounded[module] = (w, state, w.detach().to(torch.bfloat16))
         self._copies.append(((_home(module, "weight"), "weight"), module, copy))
+        self.pairs.extend((w.data_ptr(), copy[2].data_ptr(), w.numel()))
         return copy[2]
 
     def find(self, module: nn.Module, name: str) -> Tensor:

@@ -80,3 +80,24 @@ extern "C" void run_tape(Record *records, int64_t n, int64_t B, const int64_t *i
     }
   }
 }
+
+// held: whether copies are still their masters rounded, at a few of their places, others at each turn
+struct Pair {
+  const float *master;
+  const bf16 *copy;
+  int64_t n;
+};
+extern "C" void copies_hold(const Pair *pairs, int64_t n, int64_t turn, int64_t *held) {
+  constexpr uint64_t PLACES = 2;
+  *held = 1;
+  for (int64_t i = 0; i < n; i++)
+    for (uint64_t p = 0; p < PLACES; p++) {
+      // the golden ratio's multiples lie evenly, however many have been taken
+      const uint64_t part = (PLACES * (uint64_t)turn + p) * 0x9e3779b97f4a7c15u;
+      const int64_t at = (int64_t)((unsigned __int128)part * (uint64_t)pairs[i].n >> 64);
+      const float master = pairs[i].master[at];
+      bf16 rounded;
+      store1(&rounded, master);
+      if (rounded.bits != pairs[i].copy[at].bits && master == master) *held = 0;
+    }
+}

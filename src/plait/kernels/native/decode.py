@@ -33,6 +33,20 @@ def run_tape(
     call("decode", "run_tape", address, length // WORDS, batch, ids, positions, mask, n_keys)
 
 
+def copies_hold(pairs: array, turn: int) -> bool:
+    """Whether bfloat16 copies are still their float32 masters rounded, at a few places that differ from turn to turn.
+
+    Args:
+        pairs: addresses of a master and its copy, and how many numbers they have, for each copy.
+        turn: which places.
+    """
+    if not pairs:
+        return True
+    (address, length), held = pairs.buffer_info(), torch.empty(1, dtype=torch.int64)
+    call("decode", "copies_hold", address, length // 3, turn, held)
+    return bool(held.item())
+
+
 def conv_step(x: Tensor, window: Tensor, w: Tensor, bias: Tensor | None, activation: bool) -> Tensor:
     """One token of a convolution as `plait.ops.conv.causal_conv1d_step` defines it; window contiguous."""
     (B, D, taps), y = window.shape, x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
