@@ -98,7 +98,8 @@ class DataTable:
 
     sources: by name. seq_len: tokens in a row. batch_size: rows of a step. accumulate: parts that a step is cut into,
     one in memory at a time. phases: other weights for stretches of the run. max_epochs: by source, or "*".
-    validation_batches: how many batches of held-out tokens a validation takes.
+    validation_batches: how many batches of held-out tokens a validation takes. bad_batches: draws, counted from 0,
+    whose tokens are replaced by random ones: an experiment on spikes.
     """
 
     sources: dict[str, SourceTable]
@@ -108,6 +109,7 @@ class DataTable:
     phases: tuple[Phase, ...] = ()
     max_epochs: dict[str, float] = field(default_factory=dict)
     validation_batches: int = 16
+    bad_batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -115,6 +117,8 @@ class DataTable:
         for name in ("seq_len", "batch_size", "accumulate", "validation_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if any(draw < 0 for draw in self.bad_batches):
+            raise ValueError(f"bad_batches={list(self.bad_batches)}: draws are counted from 0")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
         weights = [source.weight for source in self.sources.values()]

@@ -24,7 +24,7 @@ from plait.formats.checkpoint import Checkpoint, CheckpointError
 from plait.formats.checkpoint import load as load_model
 from plait.formats.checkpoint import save as save_model
 from plait.model.config import ModelConfig
-from plait.model.hybrid import Hybrid, build, recipe_of
+from plait.model.hybrid import Hybrid, build
 from plait.report import Report, provenance
 from plait.train.checkpoints import Checkpoints, flatten, sweep
 from plait.train.lock import alone
@@ -68,15 +68,18 @@ def opened(recipe: TrainRecipe) -> Opened:
 
     Raises: ConfigError, OSError or CheckpointError for what is missing or does not fit.
     """
-    if recipe_of(recipe.precision).weight_only:
+    if recipe.precision.weight_only:
         raise ConfigError(
-            f'precision="{recipe.precision}" holds weights as codes, which cannot be trained; train in "bf16", '
+            f'precision="{recipe.precision.name}" holds weights as codes, which cannot be trained; train in "bf16", '
             "then plait convert --quantize"
         )
     device = _device(recipe.device)
     datasets = {name: source.open() for name, source in recipe.data.sources.items()}
     config = recipe.model.config(max(map(vocab_size, datasets.values())))
     recipe.check_tokens(config, datasets)
+    with torch.device("meta"):
+        # a recipe that does not fit the model is refused here
+        Hybrid(config, recipe.precision)
     return Opened(config=config, objective=_objective(recipe, datasets), tokenizer=recipe.tokenizer(), device=device)
 
 
@@ -105,6 +108,7 @@ def run(inputs: Inputs, observers: Sequence[Observer] | None = None) -> Report:
             start={"seed": recipe.seed}
             if recipe.model.checkpoint is None
             else {"checkpoint": str(recipe.model.checkpoint)},
+            seed=recipe.seed,
             settings=to_dict(recipe),
             tokenizer=found.tokenizer,
             observers=[progress(recipe.run.steps)] if observers is None else observers,
@@ -147,6 +151,7 @@ def _objective(recipe: TrainRecipe, datasets: dict[str, Dataset]) -> NextToken:
         validation=valid,
         validation_batches=data.validation_batches,
         identity=identity,
+        bad_batches=data.bad_batches,
     )
 
 

@@ -12,10 +12,23 @@ from plait.cli.sweeps.rate_pages import edge_of
 
 Inside = dict[str, dict[str, Points]]
 # what is drawn of a diverging run, in this order; others follow in the order of the file
-FIRST = ("qkv.l2", "proj.l2", "fc1.l2", "fc2.l2", "max_logit", "entropy", "in_proj.l2", "out_proj.l2")
+FIRST = ("qkv.l2", "proj.l2", "fc1.l2", "fc2.l2", "max_logit", "entropy", "in_proj.l2", "out_proj.l2", "dt", "decay")
 MOST_CHARTS = 16
+PLAIN = ("decay", "entropy", "gate.closed", "gate.open")
+QUANTILE = re.compile(r"\.p[0-9]+$")
 # x, w, dy: input, weight and output gradient of a linear layer in few bits
 LOST = re.compile(r"(.+)\.(x|w|dy)\.(underflow|saturation|amax)")
+SPOKEN = {
+    "l2": "output norm",
+    "max_logit": "Largest attention logit",
+    "entropy": "Attention entropy, nats",
+    "dt": "Time steps dt of Mamba-2",
+    "decay": "Decay exp(dt A) of Mamba-2",
+    "state.norm": "Norm of Mamba-2's states",
+    "state.max": "Largest value in Mamba-2's states",
+    "gate.closed": "Share of gates that are closed",
+    "gate.open": "Share of gates that are open",
+}
 OPERANDS = {"x": "inputs", "w": "weights", "dy": "gradients"}
 STATISTICS = {
     "underflow": ("flushed to zero", "share of values that are not zero"),
@@ -33,14 +46,15 @@ def growth(baseline: Method, worse: float) -> Section | None:
             # the first seed, but one that diverged tells more
             seeds = sorted(baseline.by_lr[lr].values(), key=lambda done: done.result.status)
             runs[f"{word}, {lr:g}"] = inside(seeds[0].folder)
-    quantities = [name for figures in runs.values() for name in figures if not LOST.fullmatch(name)]
+    # dt.p5, dt.p50 and so on are one quantity
+    quantities = [QUANTILE.sub("", name) for figures in runs.values() for name in figures if not LOST.fullmatch(name)]
     names = sorted(dict.fromkeys(quantities), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     charts = [chart for name in names[:MOST_CHARTS] if (chart := _growth_chart(name, runs))]
     if not charts:
         return None
     words = (
         f"{baseline.name} at its largest stable and its first unstable learning rate: means over layers, thin lines "
-        "single layers of the unstable run. "
+        "single layers of the unstable run; bands reach from the 5th to the 95th percentile over tokens and heads. "
     )
     left = len(names) - len(charts)
     words += f"{left} further quantities are in telemetry.jsonl of the runs." if left else ""
@@ -50,15 +64,22 @@ def growth(baseline: Method, worse: float) -> Section | None:
 def _growth_chart(name: str, runs: dict[str, Inside]) -> Chart | None:
     series: list[Series] = []
     for index, (word, figures) in enumerate(runs.items()):
-        layers = figures.get(name)
+        layers = figures.get(name) or figures.get(f"{name}.p50")
         if not layers:
+            continue
+        if name not in figures:
+            ends = [over_layers(figures[f"{name}.{end}"]) for end in ("p5", "p95") if f"{name}.{end}" in figures]
+            band = [(step, low, high) for (step, low), (_, high) in zip(*ends, strict=True)] if len(ends) == 2 else []
+            series.append(Series(name=word, index=index, points=over_layers(layers), band=band))
             continue
         if word.startswith("unstable") and len(layers) > 1:
             series += [Series(name="", index=index, points=points, faint=True) for points in layers.values()]
         series.append(Series(name=word, index=index, points=over_layers(layers)))
     if not series:
         return None
-    is_log = min(value for one in series for _, value in one.points) > 0
+    lowest = [value for one in series for _, value in one.points] + [low for one in series for _, low, _ in one.band]
+    # shares and probabilities are read best as they are
+    is_log = min(lowest) > 0 and name not in PLAIN
     y = Axis(label="logarithmic" if is_log else "", show="{:.3g}".format, is_log=is_log)
     drawn = line_chart(series, Axis(label="step"), y, title=f"{name} by step")
     return Chart(title=_spoken(name), svg=drawn, note="one seed")
@@ -124,6 +145,5 @@ def _rate(value: float | None) -> str:
 
 
 def _spoken(name: str) -> str:
-    words = {"l2": "output norm", "max_logit": "Largest attention logit", "entropy": "Attention entropy"}
     place, _, last = name.rpartition(".")
-    return f"{place.rpartition('.')[2]} {words.get(last, last)}".strip()
+    return SPOKEN.get(name) or f"{place.rpartition('.')[2]} {SPOKEN.get(last, last)}".strip()
