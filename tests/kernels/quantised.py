@@ -18,6 +18,8 @@ from plait.ops.operand import BLOCKS, ELEMENTS
 KINDS = ("normal", "outliers", "ties", "decades", "subnormal")
 OTHER_SIGNS = tuple(1 if i * i % 7 < 3 else -1 for i in range(16))
 FORMATS = [(e, s, b) for e, scales in ELEMENTS.items() for s in scales for b in BLOCKS[s]]
+# the operands that kernels make at once; the others are made in parts, by the reference's own steps
+FUSED = [(e, s, b) for e, s, b in FORMATS if b != "row" and (s != "float32" or b is None)]
 Compute = Callable[[], object]
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from plait.ops.cast import decode, minifloat, unpack_fp4
-from plait.ops.dispatch import Op, native_serves
-from plait.ops.fp8 import Block, dequantize_fp8, fp8_scale, quantize_fp8, spread
+from plait.ops.dispatch import Op, native_serves, triton_serves
+from plait.ops.fp8 import Block, dequantize_fp8, divides, fp8_scale, quantize_fp8, spread
 from plait.ops.hadamard import hadamard16, is_signs
 from plait.ops.mx import quantize_mx
 from plait.ops.nvfp4 import global_descale, global_scale, quantize_nvfp4
@@ -106,6 +106,18 @@ def operand_of(codes: Tensor, scales: Tensor | None = None) -> Tensor:
     return (values * spread(scales, values.shape)).bfloat16()
 
 
+def _is_fused(
+    x: Tensor, element: str, block: Block, scale: Scale, hadamard: tuple[int, ...] | None, transposed: bool
+) -> bool:
+    if x.dim() != 2 or element not in ELEMENTS or scale not in ELEMENTS[element] or block not in BLOCKS[scale]:
+        return False
+    # rotations of other formats, and float32 tiles, are made in parts, by the reference above
+    apart = (scale != "e4m3" and hadamard is not None) or (scale == "float32" and isinstance(block, tuple))
+    if apart or block == "row" or not (hadamard is None or is_signs(hadamard)):
+        return False
+    return divides(block if isinstance(block, tuple) else None, x.mT if transposed else x)
+
+
 def _fits(
     x: Tensor,
     *,
@@ -116,16 +128,25 @@ def _fits(
     seed: int | Tensor | None = None,
     transposed: bool = False,
 ) -> bool:
-    if x.dim() != 2 or element not in ELEMENTS or scale not in ELEMENTS[element] or block not in BLOCKS[scale]:
-        return False
-    # rotated rows and float32 tiles are served in parts, by the reference above
-    apart = (scale != "e4m3" and hadamard is not None) or (scale == "float32" and isinstance(block, tuple))
-    if apart or block == "row" or not native_serves("quantise", x) or not (hadamard is None or is_signs(hadamard)):
+    if not _is_fused(x, element, block, scale, hadamard, transposed) or not native_serves("quantise", x):
         return False
     from plait.kernels.native import quantise
 
     tile, rotated = block if isinstance(block, tuple) else None, hadamard is not None
     return quantise.fits(x, tile, transposed=transposed, rotated=rotated, random=seed is not None)
+
+
+def _fits_gpu(
+    x: Tensor,
+    *,
+    element: str,
+    block: Block = None,
+    scale: Scale = "float32",
+    hadamard: tuple[int, ...] | None = None,
+    seed: int | Tensor | None = None,
+    transposed: bool = False,
+) -> bool:
+    return _is_fused(x, element, block, scale, hadamard, transposed) and triton_serves(x)
 
 
 @operand.backend("native", when=_fits)
@@ -144,13 +165,39 @@ def _(
     m = quantise.matrix(x.detach(), transposed)
     if isinstance(block, tuple) and scale != "e4m3":
         return quantise.operand(m, element, scale, block, seed=seed), torch.ones(())
-    amax = quantise.amax(m, hadamard)
+    how, given, descale = _whole(quantise.amax(m, hadamard), element, scale, x.dtype)
+    tile = block if isinstance(block, tuple) else None
+    return quantise.operand(m, element, how, tile, given=given, signs=hadamard, seed=seed), descale
+
+
+@operand.backend("triton", when=_fits_gpu)
+def _(
+    x: Tensor,
+    *,
+    element: str,
+    block: Block = None,
+    scale: Scale = "float32",
+    hadamard: tuple[int, ...] | None = None,
+    seed: int | Tensor | None = None,
+    transposed: bool = False,
+) -> tuple[Tensor, Tensor]:
+    from plait.kernels.triton import quant
+
+    x = x.detach().mT if transposed else x.detach()
+    if isinstance(block, tuple) and scale != "e4m3":
+        return quant.operand(x, element, scale, block, seed=seed), torch.ones((), device=x.device)
+    how, given, descale = _whole(quant.amax(x, hadamard), element, scale, x.dtype)
+    tile = block if isinstance(block, tuple) else None
+    return quant.operand(x, element, how, tile, given=given, signs=hadamard, seed=seed), descale
+
+
+def _whole(amax: Tensor, element: str, scale: Scale, dtype: torch.dtype) -> tuple[str, Tensor, Tensor]:
+    """Of a tensor with this largest magnitude: the kernels' kind of scale, the tensor's own, and descale."""
     if scale == "e4m3":
         amax = torch.where(amax.isfinite(), amax, torch.nan)
-        G = global_scale(amax)
-        return quantise.operand(m, element, scale, block, given=G, signs=hadamard, seed=seed), global_descale(amax)  # type: ignore[arg-type]
-    given = fp8_scale(amax, minifloat(element).largest, torch.finfo(x.dtype).max, scale == "pow2")
-    return quantise.operand(m, element, "given", given=given, seed=seed), 1.0 / given
+        return scale, global_scale(amax), global_descale(amax)
+    given = fp8_scale(amax, minifloat(element).largest, torch.finfo(dtype).max, scale == "pow2")
+    return "given", given, 1.0 / given
 
 
 def _opens(codes: Tensor, scales: Tensor | None = None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kernels.quantised import FORMATS, KINDS, cases_of_others, numbers, random_call, require_same
+from tests.kernels.quantised import FORMATS, FUSED, KINDS, cases_of_others, numbers, random_call, require_same
 
 from plait.ops.fp8 import Block, quantize_fp8
 from plait.ops.hadamard import SIGNS
@@ -14,8 +14,6 @@ from plait.ops.mx import quantize_mx
 from plait.ops.nvfp4 import quantize_nvfp4
 from plait.ops.operand import Scale, operand, operand_of
 
-# the other operands are made in parts, by the reference's own steps
-FUSED = [(e, s, b) for e, s, b in FORMATS if b != "row" and (s != "float32" or b is None)]
 pytestmark = pytest.mark.usefixtures("target")
 
 

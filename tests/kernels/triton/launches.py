@@ -106,6 +106,26 @@ def with_all_arguments(layer: "Layer") -> dict[str, Callable[[], object]]:
     return {f.__name__: f for f in (packed_convolution, added, in_slots, begun_late)}
 
 
+def in_few_bits(rows: int, columns: int) -> None:
+    from plait.ops.fp8 import quantize_fp8
+    from plait.ops.hadamard import SIGNS, hadamard16
+    from plait.ops.mx import quantize_mx
+    from plait.ops.nvfp4 import quantize_nvfp4
+    from plait.ops.operand import operand
+
+    x = torch.randn(rows, columns, dtype=torch.bfloat16)
+    hadamard16(x)
+    for block in (None, "row", (1, 128), (128, 128)):
+        quantize_fp8(x, "e4m3", block=block, power_of_two=block == (1, 128))
+    quantize_fp8(x[:, 1:].contiguous(), "e5m2", seed=5)
+    for element in ("e4m3", "e2m1"):
+        quantize_mx(x, element, seed=2**62)
+    quantize_nvfp4(x, block=(16, 16))
+    quantize_nvfp4(x)
+    quantize_nvfp4(x, hadamard=SIGNS, seed=2**62, transposed=True)
+    operand(x, element="e2m1", scale="e4m3", block=(1, 16), hadamard=SIGNS, seed=3, transposed=True)
+
+
 def main() -> None:
     pretend()
     import correct
@@ -125,6 +145,7 @@ def main() -> None:
             (f"long decode attention, paged: {paged}", lambda paged=paged: long_attention(setting.layer, paged))
         )
     cases.append(("sampling", lambda: drawn(setting.layer.vocabulary)))
+    cases.append(("quantisers", lambda: in_few_bits(512, 4096)))
     cases += with_all_arguments(setting.layer).items()
     for name, run in cases:
         try:

@@ -1,8 +1,8 @@
-// Quantisation of a matrix in tiles that stay in the cache: read, rotate, find each block's largest magnitude, make its
-// scale, round, and write codes or, for the emulated product, codes x block scale in bfloat16.
+// Quantisation of a matrix in tiles that stay in the cache: read, rotate, find each block's largest magnitude, make
+// its scale, round, and write codes or, for the emulated product, codes x block scale in bfloat16.
 //
-// A tile is as many rows as a block (16 where blocks do not matter). Blocks lie in memory order: quantising x^T along its
-// rows is the block (16, 1) here; what is written is then x^T's codes, or the operand in x's own order.
+// A tile is as many rows as a block (16 where blocks do not matter). Blocks lie in memory order: quantising x^T along
+// its rows is the block (16, 1) here; what is written is then x^T's codes, or the operand in x's own order.
 #include "philox.h"
 #include "rounding.h"
 
@@ -129,8 +129,9 @@ static void make_scales(const Job &job, const Tile &t, Buffers &b) {
 static void write_scales(const Job &job, const Tile &t, const Buffers &b) {
   if (!job.scales) return;
   const int64_t down = t.r / job.block_rows, right = t.c / job.block_columns, blocks = t.columns / job.block_columns;
-  const int64_t first = job.flipped ? right * (job.R / job.block_rows) + down : down * (job.C / job.block_columns) + right;
-  const int64_t step = job.flipped ? job.R / job.block_rows : 1;
+  const int64_t all_down = job.R / job.block_rows, all_right = job.C / job.block_columns;
+  const int64_t first = job.flipped ? right * all_down + down : down * all_right + right;
+  const int64_t step = job.flipped ? all_down : 1;
   uint8_t *bytes = (uint8_t *)job.scales + first;
   for (int64_t i = 0; i < blocks; i += W) {
     vf worth = load(b.scale + i);
@@ -187,13 +188,27 @@ static void round_tile(const Job &job, const Tile &t, Buffers &b) {
 
 typedef uint8_t v16 __attribute__((vector_size(16)));
 
+// bytes first .. first + 7 of a and b in turn
+static inline v16 interleaved(v16 a, v16 b, int first) {
+#if defined(__clang__)
+  v16 v;
+  for (int i = 0; i < 8; i++) v[2 * i] = a[first + i], v[2 * i + 1] = b[first + i];
+  return v;
+#else
+  const v16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  return __builtin_shuffle(a, b, low + (uint8_t)first);
+#endif
+}
+
 // sixteen rows of sixteen bytes, turned
 static inline void turn(const uint8_t *from, int64_t far, v16 to[16]) {
   for (int i = 0; i < 16; i++) memcpy(to + i, from + i * far, 16);
-  const v16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   for (int step = 0; step < 4; step++) {
     v16 next[16];
-    for (int i = 0; i < 8; i++) next[2 * i] = __builtin_shuffle(to[i], to[i + 8], low), next[2 * i + 1] = __builtin_shuffle(to[i], to[i + 8], low + 8);
+    for (int i = 0; i < 8; i++) {
+      next[2 * i] = interleaved(to[i], to[i + 8], 0);
+      next[2 * i + 1] = interleaved(to[i], to[i + 8], 8);
+    }
     memcpy(to, next, sizeof next);
   }
 }
@@ -303,13 +318,15 @@ static int32_t amax_rotated(const Job &job) {
     read<T>(job, t, b);
     column_amax(job, t, b);
     const int32_t here = largest(b.amax, t.columns);
-    for (int32_t seen = most; here > seen && !__atomic_compare_exchange_n(&most, &seen, here, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED););
+#pragma omp critical(most)
+    most = here > most ? here : most;
   });
   return most;
 }
 
 // the largest magnitude of x (R, C), or of its rotation along rows, along columns where flipped
-extern "C" void amax(const void *x, int64_t half, int64_t R, int64_t C, const float *signs, int64_t flipped, float *out) {
+extern "C" void amax(const void *x, int64_t half, int64_t R, int64_t C, const float *signs, int64_t flipped,
+                     float *out) {
   const Job job{x, half, R, C, signs, flipped, flipped ? 16 : 1, 1};
   int32_t most = signs ? half ? amax_rotated<bf16>(job) : amax_rotated<float>(job)
                        : half ? amax_of((const bf16 *)x, R * C) : amax_of((const float *)x, R * C);

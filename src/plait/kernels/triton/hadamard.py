@@ -1,6 +1,6 @@
 """The rotation of 16 neighbours on GPUs: butterflies in the reference's order, so that the bits are the same."""
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
@@ -35,7 +35,9 @@ def rotated(x, SIGNS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLU
     x = _exchange(x, 2, ROWS, COLUMNS)
     x = _exchange(x, 4, ROWS, COLUMNS)
     x = _exchange(x, 8, ROWS, COLUMNS) * 0.25
-    return as_bfloat16(x) if HALF else x
+    if HALF:
+        x = as_bfloat16(x)
+    return x
 
 
 @triton.jit

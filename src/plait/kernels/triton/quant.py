@@ -7,7 +7,7 @@ Bytes    what is read (twice with a tensor-wide scale) and the codes; scales are
 Numbers  whole-number operations on float32 bits and divisions rounded once: the reference's bits on every device.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false
 
 import torch

@@ -71,8 +71,10 @@ def code_of(number, M: tl.constexpr, LOWEST: tl.constexpr):
 def as_float(x, HALF: tl.constexpr):
     """What was loaded, bfloat16 if HALF, as float32: by bits, since the interpreter's cast loses subnormal numbers."""
     if HALF:
-        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return x
+        y = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        y = x
+    return y
 
 
 @triton.jit
