@@ -18,6 +18,7 @@ from rich.text import Text
 
 from plait.cli.drawing import COLOURS, Drawn, count, flops, pattern, positions, render, size, sizes_of
 from plait.cli.launch import arg
+from plait.cli.numbers import draw
 from plait.cli.weights import weights
 from plait.config import nearest
 from plait.model.config import ModelConfig
@@ -29,6 +30,7 @@ from plait.model.presets import PRESETS
 
 EXAMPLE = """plait info nemotron-h-8b --context 128k
   plait info nemotron-h-8b --recipe int4
+  plait info nemotron-h-8b --recipe nvfp4      what every linear layer computes in
   plait info --presets
   plait info path/to/checkpoint --batch 16"""
 
@@ -47,7 +49,7 @@ class Inputs:
         help="tokens per sequence in the cache, such as 4096 or 128k; the model's own if not given",
     )
     batch: int = arg(default=1, help="sequences at once")
-    recipe: str | None = arg(default=None, help="number format of weights and cache; the model's own if not given")
+    recipe: str | None = arg(default=None, help="precision, a name or a TOML file; the model's own if not given")
     presets: bool = arg(default=False, help="list all presets")
 
     def __post_init__(self) -> None:
@@ -193,7 +195,10 @@ def _describe(config: ModelConfig, where: str, context: int, batch: int, recipe:
     head = Text.assemble((report.title, "bold"), f"  {where}, {config.family or 'no family'}, ")
     head.append(f"width {config.d_model:,}, vocabulary {config.vocab_size:,}")
     head.append(", tied" if config.ties_embeddings else "")
-    report.drawing = render(head, "", pattern(config.pattern), "", _legend(config), Rule(style="dim"), table)
+    parts = [head, "", pattern(config.pattern), "", _legend(config), Rule(style="dim"), table]
+    if recipe is not None and recipe_of(recipe).rules:
+        parts += [Rule(style="dim"), *draw(report, config, recipe_of(recipe))]
+    report.drawing = render(*parts)
     return report
 
 
@@ -217,12 +222,13 @@ _UNITS = {
 def _weights(config: ModelConfig, s: Sizes, recipe: str) -> str:
     """What the weights are held in, in words."""
     if not recipe_of(recipe).weight_only:
-        return f"{recipe.upper()}; {size(s.training_bytes)} to train with AdamW"
+        return f"{recipe_of(recipe).name.upper()}; {size(s.training_bytes)} to train with AdamW"
     high = weights(config, recipe).high
     experts = ", experts" * any(isinstance(spec, MoE) for spec in config.layers)
     short = f", {len(high)} matrices whose rows no group divides ({high[0]}, ...)" if high else ""
     dtype = str(recipe_of(recipe).compute).removeprefix("torch.")
-    return f"{recipe.upper()}, {s.bits_per_parameter:.2f} bits per parameter; embedding{experts}{short} in {dtype}"
+    name = recipe_of(recipe).name.upper()
+    return f"{name}, {s.bits_per_parameter:.2f} bits per parameter; embedding{experts}{short} in {dtype}"
 
 
 def _share(config: ModelConfig) -> str:

@@ -78,7 +78,7 @@ def run(inputs: Inputs) -> Drawn:
     recipe = recipe_of(inputs.recipe or config.recipe)
     width = recipe.compute.itemsize
     machine = _this(width) if inputs.device == THIS else machine_of(inputs.device)
-    held = weights(config, recipe.name)
+    held = weights(config, recipe)
     n = needs(
         config,
         batch=inputs.batch,

@@ -11,6 +11,7 @@ import torch
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, recipe_of
 from plait.precision.linear import Linear
+from plait.precision.recipe import PrecisionRecipe
 from plait.precision.weight_only import WeightOnlyLinear
 
 
@@ -23,7 +24,7 @@ class Weights:
     high: tuple[str, ...] = ()
 
 
-def weights(config: ModelConfig, recipe: str) -> Weights:
+def weights(config: ModelConfig, recipe: str | PrecisionRecipe) -> Weights:
     """Count the bytes of a model's weights in the numbers of a recipe; nothing is allocated.
 
     Raises: ConfigError for an unknown recipe.
