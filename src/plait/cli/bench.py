@@ -1,7 +1,7 @@
 """`plait bench`: measure speed, correctness first, all sides in turns within one run, beside the machine's limits."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from plait.cli.benches import BENCHES
@@ -9,7 +9,27 @@ from plait.cli.launch import arg
 from plait.report import Report
 
 EXAMPLE = "plait bench decode --model 290m --recipe bf16,int4 --depth 16,8192 --against transformers"
-PEERS = ("transformers", "llama.cpp", "mamba_ssm", "fla")
+PEERS = {
+    "transformers": ("train", "prefill", "decode"),
+    "llama.cpp": ("prefill", "decode"),
+    "mamba_ssm": ("ops",),
+    "fla": ("ops",),
+}
+# who has a use for a flag; all have one for those that are not named
+USERS = {
+    "model": ("ops", "train", "prefill", "decode", "device --tune"),
+    "recipe": ("train", "prefill", "decode", "twin"),
+    "against": ("ops", "train", "prefill", "decode"),
+    "tokens": ("ops", "prefill", "device --tune"),
+    "depth": ("decode", "twin"),
+    "batch": ("prefill", "decode", "twin"),
+    "steps": ("decode", "twin"),
+    "binary": ("prefill", "decode"),
+    "gguf": ("prefill", "decode"),
+    "patience": ("prefill", "decode"),
+    "tune": ("device",),
+    "chart": ("twin",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,13 +37,19 @@ class Inputs:
     """What to measure, on what, and how often."""
 
     what: Literal["ops", "train", "prefill", "decode", "twin", "device"] = arg(help="what to measure", positional=True)
-    model: str = arg(default="", help="45m, 290m, twin, a preset or a checkpoint's folder; empty for the usual one")
+    model: str = arg(
+        default="", help="45m, 290m, twin, 2b4t, a preset or a checkpoint's folder; empty for the usual one"
+    )
     recipe: tuple[str, ...] = arg(default=(), help="numbers to compute in: bf16, fp32, int8, int4; empty for the usual")
-    against: tuple[str, ...] = arg(default=(), help="peers to measure in turn: transformers, llama.cpp, mamba_ssm, fla")
-    tokens: tuple[int, ...] = arg(default=(), help="prefill: lengths of the prompt; ops: tokens per call")
-    depth: tuple[int, ...] = arg(default=(), help="decode: tokens in the cache before the first step")
-    batch: int = arg(default=1, help="prefill and decode: sequences at a time")
-    steps: int = arg(default=64, help="decode: tokens per sequence and round")
+    against: tuple[str, ...] = arg(
+        default=(), help="peers to measure in turn: transformers, llama.cpp; ops: mamba_ssm, fla"
+    )
+    tokens: tuple[int, ...] = arg(
+        default=(), help="prefill: lengths of the prompt; ops and device --tune: tokens of a call"
+    )
+    depth: tuple[int, ...] = arg(default=(), help="decode and twin: tokens in the cache before the first step")
+    batch: int = arg(default=1, help="prefill, decode and twin: sequences at a time")
+    steps: int = arg(default=64, help="decode and twin: tokens per sequence and round")
     rounds: int = arg(default=5, help="counted runs of each side")
     threads: int = arg(default=0, help="processor threads, 0 for all")
     binary: str = arg(default="", help="llama.cpp's llama-bench")
@@ -37,8 +63,7 @@ class Inputs:
         for field in ("rounds", "batch", "steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: give at least 1")
-        if self.tune and self.what != "device":
-            raise ValueError(f"--tune belongs to `plait bench device`, not to {self.what!r}")
+        self._require_users()
         if self.threads < 0:
             raise ValueError(f"threads={self.threads}: give at least 1, or 0 for all")
         for field, least in (("tokens", 1), ("depth", 0)):
@@ -47,10 +72,24 @@ class Inputs:
         for peer in self.against:
             if peer not in PEERS:
                 raise ValueError(f"against={peer!r} is no peer that we know; known: {', '.join(PEERS)}")
+            if self.what not in PEERS[peer]:
+                raise ValueError(f"--against {peer} means nothing to `plait bench {self.what}`; {_named(PEERS[peer])}")
         if "llama.cpp" in self.against and not (self.binary and self.gguf):
             raise ValueError(
                 "--against llama.cpp needs --binary LLAMA-BENCH and --gguf FOLDER, see bench/peers/README.md"
             )
+
+    def _require_users(self) -> None:
+        """Refuse flags that would change nothing."""
+        mine = (self.what, "device --tune") if self.what == "device" and self.tune else (self.what,)
+        for field in fields(self):
+            users = USERS.get(field.name, mine)
+            if getattr(self, field.name) != field.default and not set(users) & set(mine):
+                raise ValueError(f"--{field.name} means nothing to `plait bench {self.what}`; {_named(users)}")
+
+
+def _named(users: tuple[str, ...]) -> str:
+    return "it belongs to " + ", ".join(f"`plait bench {user}`" for user in users)
 
 
 def run(inputs: Inputs) -> Report:

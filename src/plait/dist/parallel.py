@@ -46,8 +46,8 @@ def compile_blocks(model: Hybrid, mode: Literal["auto", "on", "off"] = "auto") -
 
     Args:
         model: call it after `recompute`.
-        mode: "auto" compiles on a GPU with a C++ compiler at hand. On a CPU it stays off: there the time goes into
-            matrix products, which compilation leaves as they are, and a run of minutes never earns the wait back.
+        mode: "auto" compiles on a GPU with a C++ compiler at hand. On a CPU it stays off, and is best left so: compiled
+            blocks take PyTorch's operations instead of the native kernels (scan, convolution, norms).
 
     Returns: whether it was compiled.
     Raises: ValueError for mode "on" without a C++ compiler.
