@@ -7,6 +7,7 @@ import pytest
 
 from plait.cli.failure import verdict
 from plait.config import ConfigError
+from plait.train.loop import DivergedError
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_a_misspelt_path_names_the_nearest(tmp_path: Path) -> None:
             "out of memory: 8.0 GiB more were asked for; take a smaller model, batch or context",
         ),
         (KeyError("x"), 1, "KeyError: 'x'"),
+        (DivergedError("diverged: the loss"), 3, "diverged: the loss"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
     ],
 )

@@ -79,6 +79,23 @@ def test_the_written_recipe_runs_again_with_the_same_result(place: Path) -> None
     assert (place / "one" / "recipe.json").read_text() == (place / "two" / "recipe.json").read_text()
 
 
+def test_a_run_that_diverges_ends_with_3_and_shows_what_went_on_inside(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = ["run.steps=80", "run.schedule.peak=3.0", "run.spikes.diverged_above=0.5", "run.spikes.diverged_for=2"]
+    assert launch(["train", "recipe.toml", *wild, "run.telemetry_every=10", "--out", "run"]) == 3
+    assert "diverged: the loss has been more than 0.5 above its best" in capsys.readouterr().err
+    assert "Largest attention logit" in (place / "run" / "telemetry.html").read_text()
+    assert not (place / "run" / "final").exists()
+
+
+def test_the_guard_and_telemetry_may_change_when_a_run_goes_on(place: Path) -> None:
+    assert launch(["train", "recipe.toml", "--out", "run", "run.telemetry_every=2"]) == 0
+    assert "telemetry" in {fact.name for fact in Report.load_jsonl(place / "run" / "report.jsonl").facts}
+    changed = ["run.spikes.action=off", "run.telemetry_every=0", "run.steps=6"]
+    assert launch(["train", "recipe.toml", *changed, "--out", "run"]) == 0
+
+
 def test_without_a_folder_the_run_goes_by_the_recipes_name(place: Path) -> None:
     assert launch(["train", "recipe.toml", "run.steps=1", "run.save_every=0"]) == 0
     assert (place / "runs" / "recipe" / "final" / "plait.json").is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plait.config import nearest
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def verdict(error: BaseException) -> tuple[int, str]:
@@ -29,6 +29,9 @@ def verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError) and error.name:
         ours = error.name.partition(".")[0] == "plait"
         return FAILED, f"{error.name} is not part of this build" if ours else f"{words}; pip install {error.name}"
+    # by name: importing the training loop would cost every verb a second
+    if type(error).__name__ == "DivergedError":
+        return DIVERGED, words
     # torch has its own class for a full GPU
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return FAILED, f"out of memory: {words or 'an allocation failed'}; take a smaller batch, context or model"

@@ -11,7 +11,8 @@ is the whole interface: its fields become words and options, its `__post_init__`
         sources: tuple[str, ...] = arg(default=(), help="...")                      # --sources a,b
         overrides: tuple[str, ...] = arg(default=(), help="...", positional=True)   # remaining key=value words
 
-Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted. PLAIT_TRACEBACK=1 shows where a failure came from.
+Exit status: 0 done, 1 failed, 2 bad input, 3 diverged (training), 130 interrupted. PLAIT_TRACEBACK=1 shows where a
+failure came from.
 """
 
 import argparse

@@ -5,6 +5,7 @@ OUT/metrics.jsonl    the facts of every step
 OUT/checkpoints/     what a run resumes from, newest last
 OUT/final/           the trained model with its tokenizer
 OUT/report.jsonl     what was measured
+OUT/telemetry.html   what went on inside the model, with run.telemetry_every
 """
 
 import logging
@@ -16,6 +17,7 @@ from typing import Literal
 import torch
 
 from plait.cli.launch import arg
+from plait.cli.page import inside
 from plait.cli.recipe import TrainRecipe, vocab_size
 from plait.config import ConfigError, load, to_dict
 from plait.data.loader import Loader
@@ -28,7 +30,7 @@ from plait.model.hybrid import Hybrid, build
 from plait.report import Report, provenance
 from plait.train.checkpoints import Checkpoints, flatten, sweep
 from plait.train.lock import alone
-from plait.train.loop import Outcome, train
+from plait.train.loop import DivergedError, Outcome, train
 from plait.train.metrics import Observer
 from plait.train.pretrain import NextToken
 from plait.train.progress import progress
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 # settings that say how a run is watched and kept, not what it computes; the loop itself compares the learning rates
 _FREE = ("run.validate_every", "run.save_", "run.keep", "run.log_every", "run.tensorboard", "run.max_skipped")
+_FREE += ("run.spikes.", "run.telemetry_every")  # how a run is guarded and looked into
 _JUDGED_LATER = ("run.steps", "run.schedule.", "device", "run.recompute", "data.validation_batches")
 
 
@@ -99,22 +102,29 @@ def run(inputs: Inputs, observers: Sequence[Observer] | None = None) -> Report:
         _check_out(out, recipe)
         model = _model(recipe, found.config, found.device)
         log.info("%s: %s parameters, %s", out, f"{found.config.cost().params:,}", found.config.pattern)
-        outcome = train(
-            model,
-            found.objective,
-            recipe.run,
-            out,
-            resume=inputs.resume,
-            start={"seed": recipe.seed}
-            if recipe.model.checkpoint is None
-            else {"checkpoint": str(recipe.model.checkpoint)},
-            seed=recipe.seed,
-            settings=to_dict(recipe),
-            tokenizer=found.tokenizer,
-            observers=[progress(recipe.run.steps)] if observers is None else observers,
-        )
+        try:
+            outcome = train(
+                model,
+                found.objective,
+                recipe.run,
+                out,
+                resume=inputs.resume,
+                start={"seed": recipe.seed}
+                if recipe.model.checkpoint is None
+                else {"checkpoint": str(recipe.model.checkpoint)},
+                seed=recipe.seed,
+                settings=to_dict(recipe),
+                tokenizer=found.tokenizer,
+                observers=[progress(recipe.run.steps)] if observers is None else observers,
+            )
+        except DivergedError:
+            # what went on inside says more now than after a good run
+            inside.write(out, out.name, provenance(recipe.seed))
+            raise
         save_model(model, out / "final", format="native", overwrite=True, tokenizer=found.tokenizer)
         report = _report(out, outcome, recipe)
+        if (seen := inside.write(out, out.name, report.provenance)) is not None:
+            report.add("telemetry", str(seen))
         report.save_jsonl(out / "report.jsonl")
     return report
 
@@ -208,6 +218,10 @@ def _report(out: Path, outcome: Outcome, recipe: TrainRecipe) -> Report:
     if outcome.validation_loss is not None:
         report.add("validation loss", outcome.validation_loss, "nats/token")
     report.add("skipped steps", outcome.skipped)
+    if outcome.spikes:
+        report.add("of them for spikes", outcome.spikes)
+    if outcome.rollbacks:
+        report.add("times gone back", outcome.rollbacks)
     report.add("seconds", outcome.seconds, "s")
     report.add("speed", outcome.tokens_per_s, "tokens/s")
     report.add("checkpoint", str(outcome.checkpoint))
