@@ -26,6 +26,7 @@ from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.norm import add_rms_norm
 from plait.ops.weights import Rounded
+from plait.precision.device import Products, ready
 from plait.precision.place import settle
 from plait.precision.reading import read
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
@@ -89,11 +90,17 @@ class Hybrid(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, config, recipe) for spec in config.layers)
         self.norm = Norm(config.d_model, config.norm_eps)
         ties = config.ties_embeddings
-        head = None if ties and not recipe.copies_head else recipe.linear(config.d_model, config.vocab_size, role="head")
+        head = (
+            None if ties and not recipe.copies_head else recipe.linear(config.d_model, config.vocab_size, role="head")
+        )
         # the copy of a tied head is worth its memory as codes only
         self.head = head if not ties or isinstance(head, WeightOnlyLinear) else None
         # where the training stands, which all linear layers look at
         self.moment = settle(self, recipe)
+
+    def check_precision(self) -> Products:
+        """Refuse a device that cannot train in this precision, or rounds wrongly; errors are those of `ready`."""
+        return ready(self, self.recipe, self.device)
 
     def __getstate__(self) -> Mapping[str, object]:  # type: ignore[override]
         # copies of masters are made anew where they are needed

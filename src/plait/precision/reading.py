@@ -1,15 +1,14 @@
 """Reads a precision recipe from its name, a TOML file or a table, and writes it back.
 
 base = "nvfp4"                              begin with this recipe ("bf16" if not given)
+switch = {at = 0.9, what = "forward"}       after 90 % of the steps the forward product goes high; "whole": all three
+tensor_cores = true                         refuse devices that would emulate it
+keeps_rules = false                         leave out the base's rules, such as its layers in BF16
 [[rules]]                                   before the base's rules; the first that matches wins
 role = "mamba2.out_proj"                    a pattern; first, last, blocks say where
 format = "mxfp8"                            that of a recipe's layers, or a table with fprop, dgrad, wgrad
 [[rules]]
 last = 0.25
-format = "bf16"
-[switch]                                    at = 0.9, what = "forward"
-
-keeps_rules = false                         leaves out the base's rules, such as its layers in BF16
 [rules.format]                              (x, W), (dy, W), (dy, x); "none" is the compute dtype
 fprop = ["e2m1 1x16 e4m3", "e2m1 16x16 e4m3"]
 """
@@ -68,6 +67,7 @@ class _Table:
     keeps_rules: bool = True
     rules: tuple[_Rule, ...] = ()
     switch: Switch | None = None
+    tensor_cores: bool = False
 
 
 def formats() -> dict[str, LinearFormat]:
@@ -114,6 +114,7 @@ def read(data: object, name: str = "") -> PrecisionRecipe:
         compute=base.compute if table.compute is None else _DTYPES[table.compute],
         rules=own + (base.rules if table.keeps_rules else ()),
         switch=table.switch or base.switch,
+        tensor_cores=table.tensor_cores,
         base=table.base,
         n_own=len(own),
     )
@@ -134,6 +135,7 @@ def write(recipe: PrecisionRecipe) -> str | dict[str, object]:
         "keeps_rules": n < len(recipe.rules),
         "rules": [to_dict(rule) for rule in recipe.rules[:n]],
         **({} if recipe.switch is None else {"switch": to_dict(recipe.switch)}),
+        **({"tensor_cores": True} if recipe.tensor_cores else {}),
     }
 
 

@@ -95,14 +95,16 @@ class Switch:
 class PrecisionRecipe:
     """name: how users ask for it; compute: torch dtype of activations and products; rules: see the module.
 
-    switch: late in training. base: the recipe that this one was written as a change of, with n_own rules of its own
-    before what it keeps of the base's. copies_head: a head that is tied to the embedding gets codes of its own.
+    switch: late in training. tensor_cores: refuse to train where few bits would be emulated. base: the recipe that this
+    one was written as a change of, with n_own rules of its own before what it keeps of the base's. copies_head: a head
+    that is tied to the embedding gets codes of its own.
     """
 
     name: str
     compute: torch.dtype = torch.bfloat16
     rules: tuple[Rule, ...] = ()
     switch: Switch | None = None
+    tensor_cores: bool = False
     base: str = ""
     n_own: int = 0
     copies_head: bool = False

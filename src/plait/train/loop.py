@@ -135,6 +135,13 @@ def train(
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(alone(out))
+        products = model.check_precision()
+        if products.native or products.emulated:
+            log.info(
+                "precision %s: of %d matrix products of linear layers, %d on tensor cores in few bits, %d emulated",
+                *(model.recipe.name, products.high + products.native + products.emulated),
+                *(products.native, products.emulated),
+            )
         run = _Run(model, objective, config, out, start or {}, seed, tokenizer)
         run.resume(resume)
         for observer in [*run.writers(settings), *observers]:
