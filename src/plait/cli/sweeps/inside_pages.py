@@ -80,7 +80,7 @@ def _growth_chart(name: str, runs: dict[str, Inside]) -> Chart | None:
     lowest = [value for one in series for _, value in one.points] + [low for one in series for _, low, _ in one.band]
     # shares and probabilities are read best as they are
     is_log = min(lowest) > 0 and name not in PLAIN
-    y = Axis(label="logarithmic" if is_log else "", show="{:.3g}".format, is_log=is_log)
+    y = Axis(label="logarithmic" if is_log else "", show=_short, is_log=is_log)
     drawn = line_chart(series, Axis(label="step"), y, title=f"{name} by step")
     return Chart(title=_spoken(name), svg=drawn, note="one seed")
 
@@ -100,7 +100,7 @@ def losses_of_numbers(method: Method) -> Section | None:
             if not series:
                 continue
             is_log = statistic == "amax" and min(v for one in series for _, v in one.points) > 0
-            y = Axis(label=label, show="{:.3g}".format, is_log=is_log)
+            y = Axis(label=label, show=_short, is_log=is_log)
             drawn = line_chart(series, Axis(label="step"), y, title=f"{what} {words} by step")
             blocks.append(Chart(title=f"{what.capitalize()} {words}", svg=drawn, note="mean over layers, one seed"))
     if not blocks:
@@ -138,6 +138,13 @@ def _tensors(figures: Inside) -> Table:
 def _is(name: str, operand: str, statistic: str) -> "re.Match[str] | None":
     match = LOST.fullmatch(name)
     return match if match and match[2] == operand and match[3] == statistic else None
+
+
+def _short(value: float) -> str:
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def _rate(value: float | None) -> str:

@@ -104,7 +104,8 @@ def _runs(done: Sequence[Done]) -> Section:
         for one in done
     )
     head = ("run", "", "steps", "final loss", "time", "tokens/s")
-    table = Table(caption="Each run is a folder of its own under runs/.", head=head, rows=rows)
+    caption = f"The {len(rows)} runs, each a folder of its own under runs/."
+    table = Table(caption=caption, head=head, rows=rows, folded=len(rows) > 20)
     return Section(name="runs", title="All runs", blocks=(table,))
 
 

@@ -192,7 +192,7 @@ def _trial(
 
 
 def _name(method: str, lr: float | None, seed: int) -> str:
-    slug = re.sub(r"[^a-z0-9.=+-]+", "-", method.lower()).strip("-.") or "method"
+    slug = re.sub(r"[^a-z0-9._=+-]+", "-", method.lower()).strip("-.") or "method"
     return slug + (f"-lr{lr:g}" if lr is not None else "") + f"-seed{seed}"
 
 
