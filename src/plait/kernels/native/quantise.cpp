@@ -42,12 +42,17 @@ template <typename T>
 static void read(const Job &job, const Tile &t, Buffers &b) {
   const T *x = (const T *)job.x + t.r * job.C + t.c;
   const int64_t far = apart(job);
-  for (int64_t r = 0; r < t.rows; r++)
+  if (job.signs && job.flipped) {
+    for (int64_t r = 0; r < t.rows; r += 16)
+      over(t.columns, [&](int64_t i, int n) INLINE {
+        rotate_columns(x + r * job.C + i, job.C, n, job.signs, b.x + r * far + i, far);
+      });
+    return;
+  }
+  for (int64_t r = 0; r < t.rows; r++) {
     over(t.columns, [&](int64_t i, int n) INLINE { store(b.x + r * far + i, get(x + r * job.C + i, n)); });
-  if (!job.signs) return;
-  for (int64_t r = 0; r < t.rows; r += job.flipped ? 16 : 1)
-    for (int64_t i = 0; i < t.columns; i += job.flipped ? W : 16)
-      job.flipped ? rotate_columns<T>(b.x + r * far + i, far, job.signs) : rotate_row<T>(b.x + r * far + i, job.signs);
+    for (int64_t i = 0; job.signs && i < t.columns; i += 16) rotate_row<T>(b.x + r * far + i, job.signs);
+  }
 }
 
 // the largest magnitude of each column, as an integer: in that order a NaN is larger than any number
@@ -160,6 +165,36 @@ static void draw(const Job &job, const Philox &philox, const Tile &t, Buffers &b
   }
 }
 
+// the code of a number q that y was rounded to
+template <typename E>
+static inline vi code_of(vf q, vf y, bool keeps_sign) {
+  vi bits = (q == q ? code<E>(q) : vi{} + (E::M == 1 ? 0 : 127)) & 127;
+  return bits | ((keeps_sign ? (vi)y : y == 0 ? vi{} : (vi)y) >> (E::M == 1 ? 28 : 24) & (E::M == 1 ? 8 : 128));
+}
+
+// codes of E2M1 down columns, sixteen rows at a time: eight of them make one lane
+template <bool RANDOM>
+static void round_columns(const Job &job, const Tile &t, Buffers &b) {
+  const int64_t far = apart(job);
+  const bool keeps_sign = job.scale != TWO_LEVELS;
+  uint8_t *out = (uint8_t *)job.out;
+  for (int64_t i = 0; i < t.columns; i += W)
+    for (int64_t r = 0; r < t.rows; r += 8) {
+      vf times = load(b.times + i);
+      vi eight{};
+      for (int j = 0; j < 8; j++) {
+        const int64_t at = (r + j) * far + i;
+        vf y = load(b.x + at) * times;
+        vf q = RANDOM ? by_chance<E2M1>(y, load(b.u + at)) : nearest<E2M1>(y);
+        eight |= code_of<E2M1>(q, y, keeps_sign) << (4 * j);
+      }
+      for (int c = 0; c < W && i + c < t.columns; c++) {
+        int32_t four_bytes = eight[c];
+        memcpy(out + ((t.c + i + c) * job.R + t.r + r) / 2, &four_bytes, 4);
+      }
+    }
+}
+
 template <typename E, bool RANDOM>
 static void round_tile(const Job &job, const Tile &t, Buffers &b) {
   const int64_t far = apart(job);
@@ -178,9 +213,7 @@ static void round_tile(const Job &job, const Tile &t, Buffers &b) {
         put(fake + i, q * load(b.worth + i), n);
         return;
       }
-      vi bits = (q == q ? code<E>(q) : vi{} + (E::M == 1 ? 0 : 127)) & 127;
-      vi sign = (keeps_sign ? (vi)y : y == 0 ? vi{} : (vi)y) >> (E::M == 1 ? 28 : 24) & (E::M == 1 ? 8 : 128);
-      vb bytes = bytes_of(bits | sign);
+      vb bytes = bytes_of(code_of<E>(q, y, keeps_sign));
       memcpy(b.codes + r * far + i, &bytes, sizeof bytes);
     });
   }
@@ -266,8 +299,12 @@ static void quantise(const Job &job) {
     read<T>(job, t, b);
     make_scales<E>(job, t, b);
     if (RANDOM) draw(job, philox, t, b);
-    round_tile<E, RANDOM>(job, t, b);
     write_scales(job, t, b);
+    if (E::M == 1 && job.flipped && !job.fake) {
+      round_columns<RANDOM>(job, t, b);
+      return;
+    }
+    round_tile<E, RANDOM>(job, t, b);
     if (!job.fake) write_codes<E>(job, t, b);
   });
 }
@@ -350,22 +387,40 @@ typedef uint8_t vp __attribute__((vector_size(HALF)));
 template <typename E>
 static inline vi get_codes(const uint8_t *p) {
   if (E::M == 1) {
+#if defined(__AVX512F__)
+    vq q = (vq)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p));
+#else
     vp pairs;
     memcpy(&pairs, p, sizeof pairs);
     vq q = __builtin_convertvector(pairs, vq);
+#endif
     vi codes = (vi)((q & 15) | (q >> 4) << 32);
     return (codes & 7) | (codes & 8) << 4;
   }
+#if defined(__AVX512F__)
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
   vb bytes;
   memcpy(&bytes, p, sizeof bytes);
   return (vi)__builtin_convertvector(bytes, vu);
+#endif
 }
+
+// what each E4M3 code is worth, filled as the library is loaded
+static const struct Worths {
+  float of[256];
+  Worths() {
+    for (int i = 0; i < 256; i++) of[i] = numbers<E4M3>(vi{} + i)[0];
+  }
+} e4m3_worths;
 
 static inline float worth_of(int64_t scale, const void *scales, int64_t i) {
   if (!scales) return 1.0f;
   if (scale == FLOAT || scale == POWER) return ((const float *)scales)[i];
   const int32_t byte = ((const uint8_t *)scales)[i];
-  if (scale == TWO_LEVELS) return numbers<E4M3>(vi{} + byte)[0];
+  if (scale == TWO_LEVELS) return e4m3_worths.of[byte];
   int32_t bits = byte == 0 ? 0x400000 : byte == 255 ? 0x7fc00000 : byte << 23;
   float worth;
   memcpy(&worth, &bits, 4);

@@ -96,18 +96,18 @@ inline vf as<float>(vf v) {
   return v;
 }
 
-// a rotation, x -> (x signs) H / 4 with H the Sylvester matrix, of sixteen rows of W columns, down each column
+// a rotation, x -> (x signs) H / 4 with H the Sylvester matrix, of sixteen rows of n <= W columns, down each column
 template <typename T>
-static inline void rotate_columns(float *x, int64_t far, const float *signs) {
+INLINE static inline void rotate_columns(const T *x, int64_t stride, int n, const float *signs, float *y, int64_t far) {
   vf v[16];
-  for (int i = 0; i < 16; i++) v[i] = load(x + i * far) * signs[i];
+  for (int i = 0; i < 16; i++) v[i] = get(x + i * stride, n) * signs[i];
   for (int h = 1; h < 16; h *= 2)
     for (int i = 0; i < 16; i++)
       if (!(i & h)) {
         vf a = v[i], b = v[i + h];
         v[i] = a + b, v[i + h] = a - b;
       }
-  for (int i = 0; i < 16; i++) store(x + i * far, as<T>(v[i] * 0.25f));
+  for (int i = 0; i < 16; i++) store(y + i * far, as<T>(v[i] * 0.25f));
 }
 
 // lanes i and i + H become their sum and difference
