@@ -7,12 +7,13 @@ from clock import Bench
 from inputs import Tensors, cache, random, scan, update, window
 from torch import Tensor
 
-from plait.ops.activation import squared_relu
+from plait.ops.activation import gate, squared_relu
 from plait.ops.conv import causal_conv1d, causal_conv1d_step
 from plait.ops.decode_attention import decode_attention
 from plait.ops.dispatch import use
 from plait.ops.loss import linear_cross_entropy
 from plait.ops.norm import add_rms_norm, gated_rmsnorm, rms_norm
+from plait.ops.rope import Rope, inverse_frequencies, rotate
 from plait.ops.sample import kept_logits, sample_ids
 from plait.ops.ssd import selective_state_update, ssd
 
@@ -49,6 +50,8 @@ def cases(bench: Bench) -> list[tuple[str, Call, Tensors]]:
     keys = cache(layer, 2, 5 * L, s.device, s.dtype)
     keys["lengths"] = torch.tensor([5 * L, 3], device=s.device)
     seed = torch.tensor([7], device=s.device)
+    positions = torch.arange(1000, 1000 + L, device=s.device)[None]
+    speeds = inverse_frequencies(Rope(base=500000.0), layer.attention_dim)[0].to(s.device)
     loss = {
         "h": make(70, layer.width),
         "w": random(s.device, s.dtype, layer.width**-0.5)(layer.vocabulary, layer.width),
@@ -66,6 +69,17 @@ def cases(bench: Bench) -> list[tuple[str, Call, Tensors]]:
             gated,
         ),
         ("squared ReLU", lambda t: [squared_relu(t["x"])], rows),
+        ("SwiGLU", lambda t: [gate(t["x"], t["residual"], activation="silu")], rows),
+        (
+            "SwiGLU, gradients",
+            lambda t: gradients(lambda g, x: gate(g, x, activation="silu"), t, "x", "residual"),
+            rows,
+        ),
+        (
+            "rotation",
+            lambda t: [rotate(t["q"], positions, speeds)],
+            {"q": make(2, L, layer.queries, layer.attention_dim)},
+        ),
         ("convolution", lambda t: [causal_conv1d(t["x"], t["w"], t["bias"])], conv),
         ("convolution, gradients", lambda t: gradients(causal_conv1d, t, "x", "w", "bias"), conv),
         ("convolution step", lambda t: [causal_conv1d_step(**t), t["window"]], window(layer, 3, s.device, s.dtype)),

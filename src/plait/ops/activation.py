@@ -57,3 +57,15 @@ def gate(g: Tensor, x: Tensor, *, activation: str) -> Tensor:
     if activation == "relu2":
         return squared_relu(g) * x
     raise ValueError(f"activation={activation!r}: a gated layer takes 'silu' or 'relu2'")
+
+
+def _gates_on_triton(g: Tensor, x: Tensor, *, activation: str) -> bool:
+    alike = g.shape == x.shape and g.dtype == x.dtype != torch.float64 and activation in ("silu", "relu2")
+    return alike and x.numel() > 0 and triton_serves(g, x)
+
+
+@gate.backend("triton", when=_gates_on_triton)
+def _(g: Tensor, x: Tensor, *, activation: str) -> Tensor:
+    from plait.kernels.triton.activation import Gate
+
+    return Gate.apply(g, x, activation == "silu")

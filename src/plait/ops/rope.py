@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plait.ops.dispatch import Op
+from plait.ops.dispatch import Op, triton_serves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,3 +100,16 @@ def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, *, temperature: fl
     u, v = x[..., : d // 2].float(), x[..., d // 2 : d].float()
     turned = torch.cat([u * cos - v * sin, v * cos + u * sin], dim=-1).to(x.dtype)
     return turned if d == x.shape[-1] else torch.cat([turned, x[..., d:]], dim=-1)
+
+
+def _on_triton(x: Tensor, positions: Tensor, frequencies: Tensor, *, temperature: float = 1.0) -> bool:
+    fits = x.dtype != torch.float64 and x.numel() > 0 and 0 < 2 * frequencies.shape[0] <= x.shape[3]
+    placed = positions.shape in ((x.shape[0], x.shape[1]), (1, x.shape[1]))
+    return fits and placed and frequencies.dtype == torch.float32 and triton_serves(x, positions, frequencies)
+
+
+@rotate.backend("triton", when=_on_triton)
+def _(x: Tensor, positions: Tensor, frequencies: Tensor, *, temperature: float = 1.0) -> Tensor:
+    from plait.kernels.triton.rope import Rotate
+
+    return Rotate.apply(x, positions, frequencies, temperature, 1)

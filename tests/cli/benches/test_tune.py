@@ -54,9 +54,9 @@ def timer(run: Callable[[], object]) -> float:
 
 
 def test_what_is_tried_are_a_kernels_own_keywords_and_lengths_of_blocks_that_triton_takes() -> None:
-    from plait.kernels.triton import activation, conv, decode_attention, gated_norm, loss, sample, ssd, step
+    from plait.kernels.triton import activation, conv, decode_attention, gated_norm, loss, rope, sample, ssd, step
 
-    assert all((activation, conv, decode_attention, gated_norm, loss, sample, ssd, step))
+    assert all((activation, conv, decode_attention, gated_norm, loss, rope, sample, ssd, step))
     assert candidates.CANDIDATES.keys() <= tuning.DEFAULTS.keys()
     for kernel, default in tuning.DEFAULTS.items():
         values = candidates.values(kernel)
@@ -72,7 +72,8 @@ def test_a_model_tunes_every_kernel_it_launches_and_the_file_changes_what_they_a
         tune_all(report, TINY, tokens=(20,), batches=(3,), device="cpu", timers=(timer, timer))
     table = json.loads(gpu.read_text())
     # a state of 16 x 16 in bfloat16 is a small one: the rows for larger ones are another model's
-    small = {kernel for kernel in tuning.DEFAULTS if not kernel.endswith(("_large", "_largest"))}
+    small = {kernel for kernel in candidates.CANDIDATES if not kernel.endswith(("_large", "_largest"))}
+    small -= {"gate", "rotate"}
     assert {name.split()[0] for name in table} == small
     fewest = {"num_warps": 1, "BLOCK": 512, "SPAN": 64, "STAGES": 3}
     assert table["causal_conv1d D=64 L=32"] == fewest
@@ -129,11 +130,14 @@ def test_the_work_of_a_transformer_has_no_scan() -> None:
         name="t",
         vocab_size=64,
         d_model=32,
-        attention={"n_heads": 2, "n_kv_heads": 2, "head_dim": 16},
+        attention={"n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "rope": {"base": 1000.0}},
         mlp={"d_ff": 32, "gated": True, "activation": "silu"},
     )
-    names = [work.name.split(",")[0] for work in works(config, (4,), (1,), "cpu")]
-    assert set(names) == {"rms norm", "cross-entropy", "decode attention", "sampling"}
+    found = {work.name.split(",")[0]: work.run for work in works(config, (4,), (1,), "cpu")}
+    assert set(found) == {"rms norm", "gate", "rotation", "cross-entropy", "decode attention", "sampling"}
+    with use("triton"):
+        assert tuning.asked(found["gate"]) == {"gate": ("gate",)}
+        assert tuning.asked(found["rotation"]) == {"rotate": ("rotate P=16",)}
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

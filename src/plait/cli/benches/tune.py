@@ -22,12 +22,13 @@ from plait.model.config import ModelConfig
 from plait.model.layers.attention import Attention
 from plait.model.layers.mamba2 import Mamba2
 from plait.model.layers.mlp import MLP
-from plait.ops.activation import squared_relu
+from plait.ops.activation import gate, squared_relu
 from plait.ops.conv import causal_conv1d
 from plait.ops.decode_attention import decode_attention
 from plait.ops.dispatch import Op
 from plait.ops.loss import linear_cross_entropy
 from plait.ops.norm import gated_rmsnorm, rms_norm
+from plait.ops.rope import Rope, inverse_frequencies, rotate
 from plait.ops.sample import sample_ids
 from plait.ops.ssd import selective_state_update, ssd
 from plait.report import Report, provenance
@@ -142,9 +143,11 @@ def works(config: ModelConfig, tokens: tuple[int, ...], batches: tuple[int, ...]
         make.mamba = mamba
         many = [("ssd", ssd, make.ssd), ("convolution", causal_conv1d, make.conv), *many]
         many.append(("gated norm", gated_rmsnorm, make.gated))
-    if isinstance(mlp, MLP) and not mlp.gated:
+    if isinstance(mlp, MLP):
         make.mlp = mlp
-        many.append(("squared ReLU", squared_relu, make.hidden))
+        many.append(("gate", gate, _gated(make)) if mlp.gated else ("squared ReLU", squared_relu, make.hidden))
+    if isinstance(attends, Attention) and attends.rope is not None:
+        many.append(("rotation", rotate, _rotated(make, attends, attends.rope)))
     for name, op, arguments in many:
         for length in sorted(tokens, reverse=True):
             call = arguments(length)
@@ -160,6 +163,22 @@ def works(config: ModelConfig, tokens: tuple[int, ...], batches: tuple[int, ...]
     if isinstance(attends, Attention):
         yield Work(name=f"decode attention, {KEYS} keys", run=_decode(make, attends), replays=True)
     yield Work(name="sampling", run=_sampling(make, 32), replays=True)
+
+
+def _gated(make: Maker) -> Callable[[int], Call]:
+    return lambda L: ((make.random(1, L, make.mlp.d_ff), make.hidden(L)[0][0]), {"activation": make.mlp.activation})
+
+
+def _rotated(make: Maker, s: Attention, rope: Rope) -> Callable[[int], Call]:
+    w, temperature = inverse_frequencies(rope, s.head_dim)
+
+    def arguments(L: int) -> Call:
+        positions = torch.arange(L, device=make.device)[None]
+        x = make.random(1, L, s.n_heads, s.head_dim)
+        # speeds get no gradient, so they are not among the tensors
+        return (x,), {"positions": positions, "frequencies": w.to(make.device), "temperature": temperature}
+
+    return arguments
 
 
 def _cross_entropy(make: Maker, tokens: int) -> Callable[[], object]:

@@ -25,6 +25,8 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "causal_conv1d_backward": {"SPAN": (64, 128, 256, 512), "BLOCK": (128, 256, 512), "num_warps": (1, 2, 4)},
     "squared_relu": {"BLOCK": (1024, 2048, 4096, 8192), "num_warps": (4, 8)},
+    "gate": {"BLOCK": (1024, 2048, 4096), "num_warps": (4, 8)},
+    "rotate": {"NUMBERS": (1024, 2048, 4096, 8192), "num_warps": (2, 4, 8)},
     "cross_entropy_rows": {"BLOCK": (2048, 4096, 8192, 16384), "num_warps": (4, 8, 16), "num_stages": STAGES},
     "sample": {"BLOCK": (4096, 8192, 16384), "num_warps": (8, 16, 32)},
     "decode_attention": {"BLOCK_N": (32, 64, 128), "num_stages": (2, 3, 4), "num_warps": (4, 8)},
