@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from plait.ops.linear import linear
+from plait.precision.figures import Watch
 from plait.precision.format import HIGH, LinearFormat
+from plait.precision.lost import lost
 from plait.precision.moment import Moment
 from plait.precision.three import Call, three_gemms
 
@@ -21,7 +23,7 @@ class Linear(nn.Module):
 
     role: what it is to its layer, such as "mlp.up_proj". parts: names and rows of what a fused weight consists of.
     number_format: of its products; late_format: after the recipe's late switch. name, moment: its place in the model
-    and in the training, which decide random rounding; the model sets them.
+    and in the training, which decide random rounding; the model sets them. watch: is told what rounding does.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Linear(nn.Module):
         self.role, self.parts = role, parts
         self.number_format = self.late_format = number_format
         self.name, self.moment = "", Moment()
+        self.watch: Watch | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,10 +62,25 @@ class Linear(nn.Module):
         y = three_gemms(x, self.weight, self._call(form))
         return y if bias is None else y + bias
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it rounds nothing now."""
+        return (self.late_format if self.moment.is_late else self.number_format) == HIGH
+
+    def lost(self, x: Tensor, dy: Tensor | None) -> dict[str, Tensor]:
+        """What its operands lose in their formats, see precision/lost.py; nothing where it rounds nothing.
+
+        Args: x: (..., d_in) that it read. dy: (..., d_out), the gradient of its output, or None.
+        """
+        form = self.late_format if self.moment.is_late else self.number_format
+        call, n = self._call(form), self.weight.shape[0] - self.n_high(form)
+        dy = None if dy is None else dy.flatten(0, -2)[:, :n]
+        return {} if self.is_plain else lost(form, x.flatten(0, -2), self.weight[:n], dy, call.parts)
+
     def _call(self, form: LinearFormat) -> Call:
         m = self.moment
         segments = tuple(rows for name, rows in self.parts if name not in form.high)
-        return Call(form, self.name, m.seed, m.draw, m.part, segments, self.n_high(form))
+        return Call(form, self.name, m.seed, m.draw, m.part, segments, self.n_high(form), self.watch)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.random import stream
+from plait.precision.figures import Watch, tell
 from plait.precision.format import LinearFormat, TensorFormat
 from plait.precision.operand import Operand, is_native, pad_rows, product, round_to
 
@@ -27,7 +28,7 @@ class Call:
     """What one call of a layer needs to know besides its tensors.
 
     name: of the layer, for the streams of random numbers. seed, draw, part: see Moment. parts: rows of the weight's
-    segments. n_high: trailing rows that are not rounded.
+    segments. n_high: trailing rows that are not rounded. watch: is told figures of what is rounded.
     """
 
     form: LinearFormat
@@ -37,6 +38,7 @@ class Call:
     part: int = 0
     parts: tuple[int, ...] = ()
     n_high: int = 0
+    watch: Watch | None = None
 
     def key(self, form: TensorFormat | None, operand: str) -> int | None:
         """The seed of an operand's stochastic rounding; None where nothing is random."""
@@ -104,6 +106,8 @@ class _ThreeGemms(torch.autograd.Function):
             rounded = round_to(call.form.dgrad[0], low, packed=native, seed=call.key(call.form.dgrad[0], "dgrad.dy"))
             key = call.key(call.form.dgrad[1], "dgrad.w")
             weight = round_to(call.form.dgrad[1], w[:n], turned=True, packed=native, seed=key, parts=call.parts)
+            if call.watch is not None:
+                tell(call.watch, "dy", low, rounded)
             dx = product(rounded, weight, dy.dtype)
             if high is not None:
                 dx = dx + high @ w[n:].to(dy.dtype)
@@ -125,6 +129,9 @@ def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
     packed = native or (form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x))
     rounded = round_to(form.fprop[0], x, packed=packed, seed=call.key(form.fprop[0], "fprop.x"))
     weight = round_to(form.fprop[1], w[:n], packed=native, seed=call.key(form.fprop[1], "fprop.w"), parts=call.parts)
+    if call.watch is not None:
+        tell(call.watch, "x", x, rounded)
+        tell(call.watch, "w", w[:n], weight)
     # only here may sums keep fewer bits: gradients are smaller, and summed over more
     y = product(rounded, weight, x.dtype, fast=True)
     return (torch.cat([y, x @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), rounded
