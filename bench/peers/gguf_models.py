@@ -4,6 +4,9 @@ The weights are those of `plait.build(config, seed=0)`, so that both sides multi
 written here, through the `gguf` package; Q8_0 and Q4_0 are made from it by llama.cpp's own llama-quantize. Left to
 itself it holds the head of a Q4_0 model in Q6_K; the file that is called pure holds every matrix in Q4_0. There is no
 tokenizer inside: llama-bench feeds random ids.
+
+The BitNet of 2B4T sizes becomes TQ2_0 (its embedding and head Q6_K), with weights of its own, SiLU for squared ReLU and
+no sub-norms: llama.cpp runs no others.
 """
 
 import argparse
@@ -15,7 +18,8 @@ import gguf
 import torch
 from torch import Tensor
 
-from plait.cli.benches.shapes import MODELS
+from plait.cli.benches.frozen import drawn
+from plait.cli.benches.shapes import MODELS, as_llama
 from plait.model.config import ModelConfig
 from plait.model.hybrid import build
 from plait.model.layers.attention import Attention
@@ -24,6 +28,7 @@ from plait.model.layers.mlp import MLP
 
 # ending of the file's name -> words for llama-quantize
 QUANTIZED = {"q8_0": ("Q8_0",), "q4_0": ("Q4_0",), "q4_0-pure": ("Q4_0", "--pure")}
+TERNARY = {"tq2_0": ("TQ2_0",)}
 
 
 def tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -89,7 +94,8 @@ def write(config: ModelConfig, path: Path) -> None:
         _head_of_llama(writer, config)
     else:
         _head_of_hybrid(writer, config)
-    weights = dict(build(config, seed=0).state_dict())
+    is_large = config.recipe == "ternary"
+    weights = dict((drawn(config, "bf16") if is_large else build(config, seed=0)).state_dict())
     for name, t in tensors(config, weights):
         is_matrix = t.dim() == 2 and not any(part in name for part in ("ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm"))
         if is_matrix:
@@ -143,10 +149,12 @@ def main() -> None:
     for name in given.models.split(","):
         path = given.out / f"{name}-bf16.gguf"
         aside = path.with_suffix(".tmp")
-        write(MODELS[name], aside)
+        config = as_llama(MODELS[name])
+        write(config, aside)
         aside.replace(path)
         print(path, f"{path.stat().st_size / 1e6:,.0f} MB")
-        for ending, (kind, *options) in QUANTIZED.items() if given.quantize else ():
+        kinds = TERNARY if config.recipe == "ternary" else QUANTIZED
+        for ending, (kind, *options) in kinds.items() if given.quantize else ():
             made = given.out / f"{name}-{ending}.gguf"
             subprocess.run([str(given.quantize), *options, str(path), str(made), kind], check=True, capture_output=True)
             print(made, f"{made.stat().st_size / 1e6:,.0f} MB")

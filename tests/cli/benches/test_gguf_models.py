@@ -1,6 +1,7 @@
 """The test models as GGUF files: every weight is there once, in the layout that llama.cpp reads."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +54,14 @@ def test_every_weight_is_written_once(writer: ModuleType, config: ModelConfig, t
         kinds["output.weight"] == kinds["blk.0.ffn_up.weight" if config is LLAMA else "blk.0.ssm_in.weight"] == "BF16"
     )
     assert kinds["output_norm.weight"] == "F32"
+
+
+def test_a_bitnet_is_written_as_what_llama_cpp_runs(writer: ModuleType, tmp_path: Path) -> None:
+    bitnet = replace(shapes.BITNET_2B, layers=LLAMA.layers, vocab_size=96, d_model=32)
+    config = shapes.as_llama(bitnet)
+    writer.write(config, tmp_path / "m.gguf")
+    tensors = {t.name: int(t.n_elements) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert sum(tensors.values()) == config.cost().params and "output.weight" not in tensors
 
 
 def test_rows_of_q_and_k_are_put_side_by_side_for_their_rotation(writer: ModuleType) -> None:

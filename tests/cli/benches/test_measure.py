@@ -145,6 +145,44 @@ def test_the_twin_is_measured_over_depths_and_drawn(tmp_path: Path, monkeypatch:
     assert chart.read_text().count("<circle") == 8
 
 
+TERNARY = ModelConfig.from_pattern(
+    "*-*-",
+    name="tiny-bitnet",
+    family="bitnet",
+    recipe="ternary",
+    vocab_size=96,
+    d_model=128,
+    ties_embeddings=True,
+    attention={"n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "rope": {}, "sub_norm": True},
+    mlp={"d_ff": 256, "gated": True, "sub_norm": True},
+)
+
+
+def test_a_ternary_model_is_measured_beside_itself_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.MODELS, "2b4t", TERNARY)
+    report = run(Inputs(what="decode", model="2b4t", depth=(16,), steps=2, rounds=1, threads=1))
+    found, recipe = facts(report), "ternary-packed-int8"
+    assert found[f"{recipe} depth 16 plait / plait in bf16"] > 0  # type: ignore[operator]
+    # two blocks of q, o (128 x 128), k, v (64 x 128), up, gate and down: two bits a weight, four bytes of scale a row
+    rows = 2 * 128 + 2 * 64 + 2 * 256 + 128
+    matrices = (2 * 128 + 2 * 64 + 2 * 256) * 64 + 128 * 64
+    norms = 2 * (128 + 128 + 128 + 256) + 128
+    assert found[f"{recipe} weights but embedding and head"] == 2 * (matrices + 4 * rows) + 2 * norms
+    assert "int8 depth 16 plait" not in found
+
+
+def test_weights_are_drawn_in_their_own_numbers() -> None:
+    for recipe in ("bf16", "ternary-packed", "ternary-packed-int8"):
+        model = frozen.drawn(TERNARY, recipe)
+        again = frozen.drawn(TERNARY, recipe).state_dict()
+        assert all(torch.equal(t, again[name]) for name, t in model.state_dict().items())
+        assert model(torch.arange(8)[None]).logits.isfinite().all()
+    codes = model.state_dict()["blocks.0.mixer.q_proj.codes"]
+    assert set(((codes[:, None] >> torch.tensor([0, 2, 4, 6])[:, None]) & 3).unique().tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="only attention and MLP layers are drawn"):
+        frozen.drawn(TINY, "bf16")
+
+
 def test_a_filled_cache_continues(model: str) -> None:
     loaded = frozen.loaded(Path(model), "bf16")
     cache = filled(loaded, 37, batch=2)

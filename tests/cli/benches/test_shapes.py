@@ -25,7 +25,15 @@ MATRICES = 8 * 44 + 128 + 256 + 192
 
 def test_the_models_are_those_of_the_reference() -> None:
     millions = {name: round(config.cost().params / 1e6, 1) for name, config in shapes.MODELS.items()}
-    assert millions == {"45m": 45.1, "290m": 291.2, "twin": 284.2}
+    assert millions == {"45m": 45.1, "290m": 291.2, "twin": 284.2, "2b4t": 2168.4}
+
+
+def test_the_bitnet_is_the_published_one_but_for_its_vocabulary() -> None:
+    config, preset = shapes.BITNET_2B, ModelConfig.preset("bitnet-2b4t")
+    assert config.layers == preset.layers and config.d_model == preset.d_model
+    # what llama.cpp runs in its place lacks the sub-norms of 30 blocks, nothing else
+    assert config.cost().params - shapes.as_llama(config).cost().params == 30 * (2560 + 6912)
+    assert shapes.as_llama(shapes.TWIN_284M) is shapes.TWIN_284M
 
 
 def test_matrices_are_counted_by_hand() -> None:

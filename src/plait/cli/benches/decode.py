@@ -22,6 +22,8 @@ from plait.report import Report, provenance
 
 DEPTHS = (16, 8192)
 RECIPES = ("bf16", "int8", "int4")
+TERNARY = ("ternary-packed-int8",)
+PLAIN = f"{OURS} in bf16"
 READ = f"{OURS} read"
 # the first run of llama-bench at a depth reads the whole prompt for all rounds
 BUDGET_S = 240.0
@@ -34,18 +36,22 @@ def measure(inputs: Inputs) -> Report:
     report = Report(f"decode, {config.name or name}, batch {inputs.batch}", provenance=provenance(seed=0))
     report.add("threads", torch.get_num_threads())
     report.add("parameters", config.cost().params)
-    recipes = inputs.recipe or RECIPES
-    with frozen.checkpoint_of(name) as folder:
-        plain = frozen.plain_logits(folder, recipes)
+    is_ternary = config.recipe == "ternary"
+    recipes = inputs.recipe or (TERNARY if is_ternary else RECIPES)
+    with frozen.checkpoint_of(name) as source:
+        plain = frozen.plain_logits(source, recipes)
+        # what few bits are worth, in turns with them: the same sizes in bfloat16
+        beside = frozen.loaded(source, "bf16") if is_ternary and recipes != ("bf16",) else None
         for recipe in recipes:
-            model = frozen.loaded(folder, recipe)
+            model = frozen.loaded(source, recipe)
             ours = frozen.check_ours(report, model, recipe, plain)
             report.add(f"{recipe} weights read per token", shapes.weight_bytes(model), "bytes")
+            report.add(f"{recipe} weights but embedding and head", shapes.layer_bytes(model), "bytes")
             peers = Peers(report, inputs, name, recipe, model)
             peers.check(ours if plain is None or recipe in frozen.AGREE else plain)
             depths = inputs.depth or DEPTHS
             for depth in depths:
-                _measure(report, inputs, recipe, model, depth, peers)
+                _measure(report, inputs, recipe, model, depth, peers, beside if recipe != "bf16" else None)
             if len(depths) > 1:
                 _compare(report, inputs, recipe, model, depths)
     return report
@@ -61,10 +67,14 @@ def _compare(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depths:
         add_ratio(report, f"{recipe} speed at depth {depth} / at depth {first}", found[first], found[str(depth)])
 
 
-def _measure(report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: int, peers: Peers) -> None:
+def _measure(
+    report: Report, inputs: Inputs, recipe: str, model: Hybrid, depth: int, peers: Peers, beside: Hybrid | None
+) -> None:
     """Measure one depth."""
     where, batch = f"{recipe} depth {depth}", inputs.batch
     sides: dict[str, Side] = {OURS: steps(model, depth, batch, inputs.steps, inputs.rounds)}
+    if beside is not None:
+        sides[PLAIN] = steps(beside, depth, batch, inputs.steps, inputs.rounds)
     if peers.theirs is not None:
         sides["transformers"] = _their_steps(peers.theirs, model.config.vocab_size, depth, batch, inputs.steps)
     if batch == 1:

@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plait.cli.benches.shapes import as_llama
 from plait.cli.benches.sides import Side
 from plait.model.config import ModelConfig
 
 # our recipe -> the type of their weights
-TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0", "ternary-packed": "tq2_0", "ternary-packed-int8": "tq2_0"}
 # seconds that no single process should need
 LIMIT_S = 300.0
 DEEP = 1024
@@ -142,7 +143,7 @@ def llama_benches(
         elif not ending:
             raise ValueError(f"{path} does not exist; make it with python bench/peers/gguf_models.py --out {folder}")
     for one in found.values():
-        counted = one.run("-p", "0", "-n", "1").model_params
-        if counted != config.cost().params:
-            raise ValueError(f"{one.model} holds {counted:,} parameters, ours {config.cost().params:,}; make it anew")
+        counted, wanted = one.run("-p", "0", "-n", "1").model_params, as_llama(config).cost().params
+        if counted != wanted:
+            raise ValueError(f"{one.model} holds {counted:,} parameters, ours {wanted:,}; make it anew")
     return found

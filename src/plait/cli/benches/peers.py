@@ -8,6 +8,7 @@ from torch import Tensor
 from plait.cli.bench import Inputs
 from plait.cli.benches import frozen
 from plait.cli.benches.llama_cpp import TYPES, LlamaBench, llama_benches
+from plait.cli.benches.shapes import as_llama
 from plait.cli.benches.sides import require_equal
 from plait.cli.benches.theirs import Continued, transformers_model
 from plait.model.hybrid import Hybrid
@@ -33,6 +34,8 @@ class Peers:
         self.theirs: torch.nn.Module | None = None
         self.llamas: dict[str, LlamaBench] = {}
         self._last: tuple[int, float] | None = None
+        # llama.cpp runs no squared ReLU and no sub-norms: it gets the nearest model that it can
+        self.is_other = as_llama(model.config) != model.config
         if "transformers" in inputs.against:
             if recipe in frozen.AGREE:
                 self.theirs = transformers_model(model)
@@ -58,6 +61,9 @@ class Peers:
         if self.theirs is not None:
             self._compare("transformers", ours, Continued(self.theirs, ids).logits[0].float())
         for name, llama in self.llamas.items():
+            if self.is_other:
+                self.report.add(f"{self.recipe} logits, difference to {name}", "other weights: only parameters counted")
+                continue
             found = llama.logits(ids[0].tolist())
             if found is None:
                 reason = "only parameters counted: no llama-logits beside llama-bench"

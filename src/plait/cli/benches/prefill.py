@@ -31,10 +31,10 @@ def measure(inputs: Inputs) -> Report:
     report.add("parameters", config.cost().params)
     report.add("FLOPs counted", "of matrix products; attention over visible keys; the head for the last position only")
     recipes = inputs.recipe or ("bf16",)
-    with frozen.checkpoint_of(name) as folder:
-        plain = frozen.plain_logits(folder, recipes)
+    with frozen.checkpoint_of(name) as source:
+        plain = frozen.plain_logits(source, recipes)
         for recipe in recipes:
-            model = frozen.loaded(folder, recipe)
+            model = frozen.loaded(source, recipe)
             ours = frozen.check_ours(report, model, recipe, plain)
             peers = Peers(report, inputs, name, recipe, model)
             peers.check(ours if plain is None or recipe in frozen.AGREE else plain)

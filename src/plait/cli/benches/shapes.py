@@ -9,6 +9,8 @@ The recurrence of Mamba-2 and its convolution are work too, but not counted here
 Source   the configurations of Nemotron-H and Llama, scaled down (arXiv:2504.03624 table 1).
 """
 
+from dataclasses import replace
+
 from plait.config import ConfigError, nearest
 from plait.formats.checkpoint import Checkpoint
 from plait.model.config import ModelConfig
@@ -45,7 +47,20 @@ TWIN_284M = ModelConfig.from_pattern(
     attention={"n_heads": 16, "n_kv_heads": 4, "head_dim": 64, "rope": {"base": 10000.0}},
     mlp={"d_ff": 3072, "activation": "silu", "gated": True},
 )
-MODELS = {"45m": HYBRID_45M, "290m": HYBRID_290M, "twin": TWIN_284M}
+# BitNet b1.58 2B4T with a quarter of its vocabulary
+BITNET_2B = ModelConfig.from_pattern(
+    "*-" * 30,
+    name="bitnet-2b",
+    family="bitnet",
+    recipe="ternary",
+    vocab_size=32768,
+    d_model=2560,
+    ties_embeddings=True,
+    attention={"n_heads": 20, "n_kv_heads": 5, "head_dim": 128, "rope": {"base": 500000.0}, "sub_norm": True},
+    mlp={"d_ff": 6912, "gated": True, "sub_norm": True},
+    norm_eps=1e-5,
+)
+MODELS = {"45m": HYBRID_45M, "290m": HYBRID_290M, "twin": TWIN_284M, "2b4t": BITNET_2B}
 
 
 def config_of(name: str) -> ModelConfig:
@@ -62,6 +77,17 @@ def config_of(name: str) -> ModelConfig:
     near = nearest(name, [*MODELS, *PRESETS])
     hint = f"did you mean {near!r}?" if near else f"known: {', '.join(MODELS)}, the presets, or ./FOLDER"
     raise ConfigError(f"model={name!r} is unknown; {hint}")
+
+
+def as_llama(config: ModelConfig) -> ModelConfig:
+    """A BitNet as llama.cpp can run it: SiLU for squared ReLU, no sub-norms; other models as they are."""
+    if config.family != "bitnet":
+        return config
+    layers = tuple(
+        replace(spec, sub_norm=False, activation="silu") if isinstance(spec, MLP) else replace(spec, sub_norm=False)  # type: ignore[call-arg]
+        for spec in config.layers
+    )
+    return replace(config, family="llama", layers=layers)
 
 
 def matrix_numbers(config: ModelConfig) -> int:
@@ -102,6 +128,12 @@ def weight_bytes(model: Hybrid) -> int:
     held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     table = model.embed.weight
     return held - (0 if model.head is None else table.numel() * table.element_size())
+
+
+def layer_bytes(model: Hybrid) -> int:
+    """Bytes of all weights but embedding and head."""
+    held = {id(t): t for t in (*model.blocks.parameters(), *model.blocks.buffers(), *model.norm.parameters())}
+    return sum(t.numel() * t.element_size() for t in held.values())
 
 
 def cache_bytes(config: ModelConfig, tokens: int, batch: int = 1, element_bytes: int = 2) -> int:
