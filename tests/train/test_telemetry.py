@@ -14,6 +14,7 @@ from tests.train.tiny import objective, tiny_config, tiny_model
 from torch import Tensor
 
 from plait.data.shards import Dataset
+from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
 from plait.train.loop import TrainConfig, train
 from plait.train.telemetry import QUANTILES, measure
@@ -196,3 +197,42 @@ def test_what_is_no_number_is_written_as_a_word(tmp_path: Path) -> None:
     telemetry.close()
     (line,) = [json.loads(x, parse_constant=pytest.fail) for x in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert line["figures"]["blocks.0.fc2.l2"] in ("inf", "nan")
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4", "fp8", "ternary"])
+def test_operands_in_few_bits_are_measured(recipe: str) -> None:
+    # the in-projection has 256 + 320 + 8 rows and 24 more groups of state: a multiple of 16
+    sizes = {"mamba2": {"n_heads": 16, "head_dim": 16, "d_state": 32, "n_groups": 1}, "mlp": {"d_ff": 256}}
+    attention = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 32}
+    config = ModelConfig.from_pattern("M-*-M-*-", vocab_size=64, d_model=128, attention=attention, **sizes)
+    model = build(config, recipe, seed=1)
+    ids, starts = rows()
+    plain = model.hidden(ids, starts=starts)[0].detach()
+    figures, _ = measure(model, ids, starts)
+    assert torch.equal(plain, model.hidden(ids, starts=starts)[0])
+    assert all(p.grad is None for p in model.parameters())
+    at = "blocks.3.mixer.up_proj"
+    layer = model.get_submodule(at)
+    w = layer.weight.detach()  # type: ignore[operator,union-attr]
+    # the gradient by hooks of its own
+    seen: dict[str, Tensor] = {}
+
+    def hook(module: object, args: tuple[Tensor, ...], y: Tensor) -> None:
+        seen["x"] = args[0].detach()
+        y.register_hook(lambda g: seen.update(dy=g))
+
+    handle = layer.register_forward_hook(hook)
+    targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    targets[:, :-1][starts[:, 1:]] = -100
+    x, _ = model.hidden(ids, starts=starts)
+    model.loss_sum(x, targets, scale=1 / int((targets >= 0).sum())).backward()
+    handle.remove()
+    assert figures[f"{at}.x.amax"] == near(float(seen["x"].abs().max()))
+    assert figures[f"{at}.w.amax"] == near(float(w.abs().max()))
+    assert 0 <= figures[f"{at}.x.underflow"] < 0.2
+    if recipe != "ternary":
+        assert figures[f"{at}.dy.amax"] == near(float(seen["dy"].abs().max()))
+        assert 0 <= figures[f"{at}.dy.underflow"] < 0.5
+    else:
+        assert figures[f"{at}.w.underflow"] == near(float((w.abs() <= w.abs().mean() / 2).double().mean()), rel=0.01)
+    assert not any(m._forward_hooks or getattr(m, "watch", None) for m in model.modules())

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from plait.ops.linear import linear
 from plait.precision.figures import Watch
 from plait.precision.format import HIGH, LinearFormat
-from plait.precision.lost import lost
 from plait.precision.moment import Moment
 from plait.precision.three import Call, three_gemms
 
@@ -61,21 +60,6 @@ class Linear(nn.Module):
             return linear(x, self.weight.to(x.dtype), bias)
         y = three_gemms(x, self.weight, self._call(form))
         return y if bias is None else y + bias
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it rounds nothing now."""
-        return (self.late_format if self.moment.is_late else self.number_format) == HIGH
-
-    def lost(self, x: Tensor, dy: Tensor | None) -> dict[str, Tensor]:
-        """What its operands lose in their formats, see precision/lost.py; nothing where it rounds nothing.
-
-        Args: x: (..., d_in) that it read. dy: (..., d_out), the gradient of its output, or None.
-        """
-        form = self.late_format if self.moment.is_late else self.number_format
-        call, n = self._call(form), self.weight.shape[0] - self.n_high(form)
-        dy = None if dy is None else dy.flatten(0, -2)[:, :n]
-        return {} if self.is_plain else lost(form, x.flatten(0, -2), self.weight[:n], dy, call.parts)
 
     def _call(self, form: LinearFormat) -> Call:
         m = self.moment

@@ -10,6 +10,8 @@ runs as ever, and a run with telemetry ends with the same weights as one without
     blocks.i.dt.p0 .. p100, decay.p0 .. p100      quantiles over tokens and heads of dt and of exp(dt A)
     blocks.i.gate.closed, gate.open    shares of the gates z with sigmoid(z) < 0.05 and > 0.95, where SiLU is 0 or z
 
+    blocks.i.mixer.q_proj.x.amax, x.underflow, x.saturation, w..., dy...      where a linear layer computes in few bits
+
 and, as lists with an entry per head: logits' maximum, entropy, quantiles of dt and decay, states' norms, gates' shares.
 QKV counts the three outputs as one vector, FC1 the gate and the up projection.
 
@@ -23,11 +25,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from plait.data.packing import IGNORED
 from plait.model.hybrid import Block, Hybrid
 from plait.model.layer import Span
 from plait.model.layers.attention import AttentionMixer
@@ -69,8 +73,10 @@ def measure(
     Returns: numbers, and lists with an entry per head, by the names of this file's docstring.
     """
     seen = Figures()
-    with _hooks(model, seen), torch.compiler.set_stance("force_eager"):
-        model.hidden(ids, starts=starts)
+    with torch.compiler.set_stance("force_eager"):
+        with _hooks(model, seen):
+            model.hidden(ids, starts=starts)
+        seen.numbers |= _lost(model, ids, starts)
     for name, parts in seen.squares.items():
         seen.numbers[f"{name}.l2"] = sum(parts.values(), torch.zeros(())).sqrt().mean()
     for at, state in seen.states.items():
@@ -104,6 +110,34 @@ def _hooks(model: Hybrid, seen: Figures) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _lost(model: Hybrid, ids: Tensor, starts: Tensor | None) -> dict[str, Tensor]:
+    """What the operands of linear layers in few bits lose, gradients of these rows' mean loss among them."""
+    if not model.recipe.rules:
+        return {}
+    found: dict[str, Tensor] = {}
+    layers = [(name, module) for name, module in model.named_modules() if hasattr(module, "watch")]
+    for name, module in layers:
+        module.watch = partial(_note, found, name)  # type: ignore[assignment]
+    try:
+        with torch.enable_grad():
+            x, _ = model.hidden(ids, starts=starts)
+            targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+            if starts is not None:
+                targets[:, :-1].masked_fill_(starts[:, 1:], IGNORED)
+            counted = max(int((targets != IGNORED).sum()), 1)
+            loss = model.loss_sum(x, targets, scale=1.0 / counted)
+            # down to the first parameter, through every layer; no gradient is kept
+            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad][:1], allow_unused=True)
+    finally:
+        for _, module in layers:
+            module.watch = None  # type: ignore[assignment]
+    return found
+
+
+def _note(found: dict[str, Tensor], name: str, figure: str, value: Tensor) -> None:
+    found[f"{name}.{figure}"] = value.detach()
 
 
 def _output(seen: Figures, figure: str, name: str):  # noqa: ANN202
