@@ -1,9 +1,11 @@
 """Quantisers against their definition: BitNet's with their gradients, int8 and int4 groups by their bounds."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from plait.ops.dispatch import use
@@ -175,3 +177,30 @@ def test_the_product_is_that_of_the_weights_that_the_codes_stand_for(
     # sums are longer than float32 keeps: 256 terms of about 0.02 each; a half format is rounded once more
     assert y.dtype == dtype and y.shape == (2, 3, 33)
     torch.testing.assert_close(y.double(), exact, atol=2e-6, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_bitnet_numbers_are_those_of_transformers(shared: Path) -> None:
+    v = load_file(shared / "vectors/bitnet.safetensors")
+    cases = [key.removesuffix(".ternary") for key in v if key.endswith(".ternary")]
+    assert len(cases) > 20
+    for case in cases:
+        x = v[f"{case}.x"]
+        codes, descale = quantize_ternary(x)
+        assert torch.equal(codes, v[f"{case}.ternary"]), case
+        assert torch.equal(1 / descale, v[f"{case}.scale"][0]), case
+        assert torch.equal(fake_ternary(x), v[f"{case}.weight_fake_quant"]), case
+        codes, scale = quantize_int8(x)
+        assert torch.equal(codes, v[f"{case}.act_int8"]) and torch.equal(scale, v[f"{case}.act_scale"]), case
+        assert torch.equal(fake_int8(x), v[f"{case}.act_fake_quant"]), case
+
+
+@pytest.mark.parametrize("layer", ["a"])
+def test_a_linear_layer_of_bitnet_is_that_of_transformers(shared: Path, layer: str) -> None:
+    v = load_file(shared / "vectors/bitnet.safetensors")
+    x, w = (v[f"linear.{layer}.{name}"].clone().requires_grad_() for name in ("x", "w"))
+    y = fake_int8(x) @ fake_ternary(w).T
+    dx, dw = torch.autograd.grad(y, (x, w), v[f"linear.{layer}.dy"])
+    for name, ours in {"y": y, "dx": dx, "dw": dw}.items():
+        theirs = v[f"linear.{layer}.{name}"]
+        # sums of 64 products at most, in another order
+        assert (ours - theirs).abs().max() <= 64 * torch.finfo(torch.float32).eps * theirs.abs().max(), name

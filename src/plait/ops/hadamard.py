@@ -35,11 +35,11 @@ def hadamard16(x: Tensor, signs: tuple[int, ...] = SIGNS) -> Tensor:
         raise ValueError(f"rows of {x.shape[-1]} numbers cannot be rotated by {SIZE}; pad them to a multiple of {SIZE}")
     if not is_signs(signs):
         raise ValueError(f"signs={signs}: give {SIZE} of them, each 1 or -1")
-    y = x.float().unflatten(-1, (-1, SIZE)) * torch.tensor(signs, dtype=torch.float32, device=x.device)
+    columns = x.float().unflatten(-1, (-1, SIZE)).unbind(-1)
+    y = [column * sign for column, sign in zip(columns, signs, strict=True)]
     for apart in (1, 2, 4, 8):
-        a, b = y.unflatten(-1, (-1, 2, apart)).unbind(-2)
-        y = torch.stack([a + b, a - b], dim=-2).flatten(-3)
-    return (y.flatten(-2) * 0.25).to(x.dtype)
+        y = [y[i ^ apart] - y[i] if i & apart else y[i] + y[i ^ apart] for i in range(SIZE)]
+    return (torch.stack(y, dim=-1) * 0.25).reshape(x.shape).to(x.dtype)
 
 
 def _fits_gpu(x: Tensor, signs: tuple[int, ...] = SIGNS) -> bool:

@@ -2,9 +2,12 @@
 
 from plait.precision import fp8 as fp8
 from plait.precision import fp8_block as fp8_block
+from plait.precision import int4 as int4
+from plait.precision import int8 as int8
 from plait.precision import mxfp4 as mxfp4
 from plait.precision import mxfp8 as mxfp8
 from plait.precision import nvfp4 as nvfp4
+from plait.precision import ternary as ternary
 from plait.precision.int4 import INT4
 from plait.precision.int8 import INT8
 from plait.precision.papers import PAPERS
