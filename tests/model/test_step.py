@@ -64,7 +64,7 @@ def two_caches(model: Hybrid, batch: int, prompt: int, mask: Tensor | None = Non
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "bf16"])
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [1, 3, 16])
 @pytest.mark.parametrize("family", PLAIN)
 def test_tape_equals_the_ordinary_forward(family: str, batch: int, recipe: str) -> None:
     model = build(PLAIN[family], recipe)
@@ -268,8 +268,8 @@ def test_what_a_tape_cannot_do_takes_the_ordinary_path() -> None:
         return cache.tape is not None and cache.tape[1] is not None
 
     with torch.no_grad():
-        assert served(model) and served(model, 8)
-        assert not served(model, 9)
+        assert served(model) and served(model, 16)
+        assert not served(model, 17)
         assert not served(model, n_logits=0)
         assert not served(model, output_hidden_states=True)
         assert not served(model, attention_mask=torch.ones(2, 1))
@@ -385,7 +385,7 @@ def random_config(rng: random.Random) -> ModelConfig:
 def test_random_models_agree(n_shapes: int) -> None:
     rng = random.Random(0)
     for _ in range(n_shapes):
-        c, batch, prompt = random_config(rng), rng.randint(1, 8), rng.choice([1, 2, 63, 65, 130, 300])
+        c, batch, prompt = random_config(rng), rng.randint(1, 16), rng.choice([1, 2, 63, 65, 130, 300])
         model = build(c, "fp32")
         tape, plain = two_caches(model, batch, prompt)
         try:

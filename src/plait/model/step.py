@@ -2,7 +2,7 @@
 
 A tape (ops/tape.py) is written for a cache when its first token is decoded, and again when weights have moved or
 modules have been replaced (ops/weights.py and ops/watch.py say what is noticed). What it cannot serve (experts, ternary
-layers, more than 8 rows, gradients, hooks, another device or dtype) is left to the ordinary forward.
+layers, more than 16 rows, gradients, hooks, another device or dtype) is left to the ordinary forward.
 """
 
 from collections.abc import Iterator

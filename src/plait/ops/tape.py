@@ -24,7 +24,7 @@ from plait.ops.dispatch import native_serves
 from plait.ops.watch import Watch
 from plait.ops.weights import Rounded, UnfitError, Weights
 
-MOST_ROWS = 8
+MOST_ROWS = 16
 Y_AT = 22  # where a linear record says what it writes to
 
 Word = int | float | Tensor | None

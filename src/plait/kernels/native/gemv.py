@@ -6,7 +6,7 @@ from torch import Tensor
 from plait.kernels.native.library import call
 
 # rows that one pass over the weights serves; more are the business of matrix products
-MOST_ROWS = 8
+MOST_ROWS = 16
 # weights made into numbers at a time, for many rows: they stay in the cache until they are multiplied
 PANEL = 1 << 18
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3}
