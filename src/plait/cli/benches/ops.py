@@ -15,6 +15,7 @@ import torch
 from plait.cli.bench import Inputs
 from plait.cli.benches import limits, shapes
 from plait.cli.benches.case import Case
+from plait.cli.benches.few_bits import few_bits
 from plait.cli.benches.gpu_peers import gpu_peers
 from plait.cli.benches.many import many
 from plait.cli.benches.sides import OURS, Side, add_median, alternate, require_equal, timed
@@ -56,6 +57,7 @@ def measure(inputs: Inputs) -> Drawn:
 
 def _cases(config: shapes.ModelConfig, tokens: int, device: str) -> Iterator[Case]:
     yield from many(config, tokens, device)
+    yield from few_bits(config, tokens, device)
     if device == "cpu":
         yield from single(config, DEPTH)
 
