@@ -222,3 +222,31 @@ def test_without_a_gradient_nothing_is_kept_and_few_rows_are_served() -> None:
     with torch.no_grad():
         assert torch.equal(layer(x), layer(x.requires_grad_()))
         assert not layer(x).requires_grad
+
+
+class Between(torch.nn.Module):
+    """A layer between two elementwise functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Linear(64, 32, number_format=NV4)
+        torch.nn.init.normal_(self.layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.silu(self.layer(torch.nn.functional.silu(x)))
+
+
+def test_the_compiler_makes_no_program_per_step() -> None:
+    module, graphs = Between(), []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled, x = torch.compile(module, backend=count, dynamic=True), torch.randn(4, 16, 64, requires_grad=True)
+    for draw in range(4):
+        module.layer.moment.draw, module.layer.moment.part = draw, draw % 2
+        y = compiled(x)
+        assert torch.equal(y, module(x))
+        y.sum().backward()
+    assert len(graphs) == 2, "what lies before and after the layer, once"
