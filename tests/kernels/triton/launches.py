@@ -126,6 +126,14 @@ def in_few_bits(rows: int, columns: int) -> None:
     operand(x, element="e2m1", scale="e4m3", block=(1, 16), hadamard=SIGNS, seed=3, transposed=True)
 
 
+def packed_ternary(n_rows: int) -> None:
+    from plait.ops.ternary import ternary_linear
+
+    x, codes = torch.randn(n_rows, 2560, dtype=torch.bfloat16), torch.zeros(6912, 640, dtype=torch.uint8)
+    ternary_linear(x, codes, torch.ones(6912), torch.ones(6912))
+    ternary_linear(x, codes, torch.ones(6912))
+
+
 def main() -> None:
     pretend()
     import correct
@@ -146,6 +154,7 @@ def main() -> None:
         )
     cases.append(("sampling", lambda: drawn(setting.layer.vocabulary)))
     cases.append(("quantisers", lambda: in_few_bits(512, 4096)))
+    cases += [(f"ternary, {n} rows", lambda n=n: packed_ternary(n)) for n in (1, 300)]
     cases += with_all_arguments(setting.layer).items()
     for name, run in cases:
         try:

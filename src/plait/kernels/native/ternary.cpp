@@ -74,8 +74,8 @@ static void multiply_many(const uint8_t *w, const float *scales, int64_t K, int6
 
 // y (B, N) = x (B, K) W^T + bias
 template <typename T>
-static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, const T *x, int64_t B, const float *bias,
-                   T *y) {
+static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, const T *x, int64_t B,
+                   const float *bias, T *y) {
   const int64_t blocks = blocks_of(K), ld = blocks * BLOCK_COLUMNS, passes = (B + AT_ONCE - 1) / AT_ONCE;
   std::vector<int8_t> room(B * ld + LINE);
   int8_t *codes = aligned(room.data());
@@ -108,6 +108,8 @@ static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, 
 
 extern "C" void ternary(const void *codes, const void *scales, int64_t N, int64_t K, int64_t half, const void *x,
                         int64_t B, const void *bias, void *y) {
-  half ? linear((const uint8_t *)codes, (const float *)scales, N, K, (const bf16 *)x, B, (const float *)bias, (bf16 *)y)
-       : linear((const uint8_t *)codes, (const float *)scales, N, K, (const float *)x, B, (const float *)bias, (float *)y);
+  const uint8_t *w = (const uint8_t *)codes;
+  const float *each = (const float *)scales, *added = (const float *)bias;
+  half ? linear(w, each, N, K, (const bf16 *)x, B, added, (bf16 *)y)
+       : linear(w, each, N, K, (const float *)x, B, added, (float *)y);
 }

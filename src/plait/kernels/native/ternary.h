@@ -9,7 +9,6 @@
 #include "gemv.h"
 
 constexpr int64_t BLOCK_COLUMNS = 256, BLOCK_BYTES = 64;
-constexpr int64_t FAR_AHEAD = 8192;  // bytes from what is read to what is asked for
 constexpr float LEAST = 1e-5f;  // as the largest |x| of a row
 
 constexpr int64_t LINE = 64;  // of the cache: a vector that straddles two takes two loads
@@ -138,8 +137,7 @@ template <int B>
 static inline void ternary_row(const uint8_t *w, int64_t blocks, const int8_t *x, int64_t ld, int32_t (&y)[B]) {
   bytes acc[B][4] = {};
   for (int64_t k = 0; k < blocks; k++, w += BLOCK_BYTES, x += BLOCK_COLUMNS) {
-    // into the second cache only: measured twice as fast as into the first, or as none
-    __builtin_prefetch(w + FAR_AHEAD, 0, 2);
+    ask(w);
 #pragma GCC unroll 4
     for (int h = 0; h < BLOCK_BYTES; h += LANE) {
       const bytes v = load_bytes(w + h);
