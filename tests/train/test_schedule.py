@@ -78,3 +78,50 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, object], word
 def test_phases_longer_than_the_run_are_refused() -> None:
     with pytest.raises(ValueError, match="warmup_steps=10 and decay_steps=20 are longer than the run of 25"):
         wsd().lr(0, 25)
+
+
+def test_two_stages_are_two_cosines_with_a_drop_between_them() -> None:
+    schedule = Schedule(
+        peak=PEAK, kind="two-stage", warmup_steps=W, final_ratio=0.0, turn=0.6, before_turn=0.5, after_turn=0.25
+    )
+    rates = [schedule.lr(step, S) for step in range(S)]
+    assert rates[W - 1] == PEAK
+    for step in range(W, 60):
+        t = (step + 1 - W) / (60 - W)
+        assert rates[step] == pytest.approx(PEAK * (0.5 + 0.5 * SHAPES["cosine"](t)), rel=1e-12)
+    for step in range(60, S):
+        assert rates[step] == pytest.approx(0.25 * PEAK * SHAPES["cosine"]((step + 1 - 60) / 40), abs=1e-15)
+    assert (
+        rates[59] == pytest.approx(0.5 * PEAK) and rates[60] < 0.25 * PEAK and rates[-1] == pytest.approx(0, abs=1e-15)
+    )
+
+
+def test_weight_decay_rises_to_its_peak_in_the_first_stage_and_is_off_in_the_second() -> None:
+    shares = [Schedule(kind="two-stage").weight_decay(step, S) for step in range(S)]
+    assert shares[:50] == sorted(shares[:50]) and shares[24] == pytest.approx(0.5) and shares[49] == 1.0
+    assert set(shares[50:]) == {0.0}
+    assert {Schedule(kind=kind).weight_decay(7, S) for kind in ("wsd", "cosine")} == {1.0}  # type: ignore[arg-type]
+
+
+def test_stages_left_out_are_those_of_the_docstring() -> None:
+    rates = [Schedule(kind="two-stage", peak=1.5e-3, final_ratio=0.0).lr(step, 1000) for step in range(1000)]
+    assert rates[9] == 1.5e-3 and rates[499] == pytest.approx(8e-4) and rates[500] == pytest.approx(5e-4, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"turn": 0.5}, "of kind='two-stage'; leave them out with kind='wsd'"),
+        ({"kind": "two-stage", "decay_steps": 3}, "leave them out with kind='two-stage'"),
+        ({"kind": "two-stage", "turn": 1.5}, "turn=1.5: must lie between 0 and 1"),
+        ({"kind": "two-stage", "before_turn": -1.0}, "before_turn=-1.0: must lie between 0 and 1"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Schedule(**settings)  # type: ignore[arg-type]
+
+
+def test_a_warm_up_beyond_the_drop_is_refused() -> None:
+    with pytest.raises(ValueError, match="goes beyond the drop after 50 of 100 steps"):
+        Schedule(kind="two-stage", warmup_steps=60).lengths(S)

@@ -33,7 +33,7 @@ def unequal(batch: Batch) -> Batch:
 class Gradients(Optimizers):
     """Keeps the gradients that an update would apply, and applies none."""
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, decay: float = 1.0) -> None:
         self.seen = {self.names[p]: p.grad.clone() for p in self.parameters if p.grad is not None}  # type: ignore
 
 
@@ -104,3 +104,36 @@ def test_a_step_that_is_not_finite_changes_nothing(words: Dataset, how: str, kin
     after = {**model.state_dict(), **optimizers.tensors()}
     assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_update_takes_only_so_much_of_the_weight_decay(words: Dataset, kind: str) -> None:
+    goal = objective(words)
+    (batch,) = goal.batches(0)
+    counted, moved = goal.size(batch).counted, {}
+    for decay in (0.0, 0.5, 1.0):
+        model = tiny_model()
+        optimizers = Optimizers(model, Optim(kind=kind, weight_decay=0.5))  # type: ignore[arg-type]
+        # what one update did must not stay for the next
+        update(model, goal, [batch], counted, optimizers, 0.0, decay=0.25)
+        update(model, goal, [batch], counted, optimizers, 1e-2, decay=decay)
+        moved[decay] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    fresh = dict(tiny_model().named_parameters())
+    for name, still in moved[0.0].items():
+        for decay in (0.5, 1.0):
+            lost = 1e-2 * 0.5 * decay * fresh[name].detach() if still.ndim > 1 else torch.zeros_like(still)
+            torch.testing.assert_close(still - moved[decay][name], lost, rtol=0, atol=3e-7, msg=name)
+
+
+def test_a_sum_makes_gradients_larger_and_tells_the_same_mean_loss(words: Dataset) -> None:
+    goal, model = objective(words), tiny_model()
+    (batch,) = goal.batches(0)
+    counted, seen = goal.size(batch).counted, []
+    for weight in (None, 2.0):
+        gradients = Gradients(model, Optim(clip=0.0))
+        result = update(model, goal, [batch], counted, gradients, 1e-2, weight=weight)
+        seen.append((result.loss, result.grad_norm, gradients.seen))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-6)
+    assert seen[1][1] == pytest.approx(seen[0][1] * counted / 2, rel=1e-5)
+    for name, gradient in seen[0][2].items():
+        torch.testing.assert_close(seen[1][2][name], gradient * counted / 2, rtol=1e-4, atol=1e-5, msg=name)

@@ -83,6 +83,9 @@ class Identity:
                 if was != now:
                     found.append(f"the learning rate of step {step + 1} was {was:.4g} and would be {now:.4g}")
                     break
+                if before.weight_decay(step, steps) != self.schedule.weight_decay(step, self.steps):
+                    found.append(f"the weight decay of step {step + 1} was another")
+                    break
         return found
 
     def facts(self) -> dict[str, object]:

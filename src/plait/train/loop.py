@@ -244,12 +244,15 @@ class _Run(Generic[B]):
                 f"the batch of step {progress.step + 1} counts no token; look at the loss mask of the data"
             )
         lr = config.schedule.lr(progress.step, config.steps)
+        decay = config.schedule.weight_decay(progress.step, config.steps)
+        weight = sum(size.counted if size.weight is None else size.weight for size in sizes)
         moment = self.model.moment
         moment.seed, moment.draw = self.seed, progress.draws
         moment.is_late = self.model.recipe.is_late(progress.step, config.steps)
         begin = time.perf_counter()
         self._keep_good_state()
-        result = update(self.model, self.objective, batches, counted, self.optimizers, lr, self._accepts)
+        how = (self.optimizers, lr, self._accepts)
+        result = update(self.model, self.objective, batches, counted, *how, decay=decay, weight=weight)
         seconds = time.perf_counter() - begin
         if result.applied:
             progress.step += 1

@@ -5,7 +5,7 @@ counts the steps tried so far: batches must depend on nothing but this number, s
 
     gradient of a step = sum over micro-batches of d loss_sum / sum over micro-batches of counted tokens
 
-so unequal micro-batches weigh by their tokens, as in one large batch.
+so unequal micro-batches weigh by their tokens, as in one large batch. An objective may divide by something else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,13 @@ class Size:
     """What a micro-batch holds, known before it is computed.
 
     counted: tokens that enter the loss. tokens: tokens the model reads. keys: attention's visible keys, summed over
-    the tokens, for counting FLOPs.
+    the tokens, for counting FLOPs. weight: its part of what the step's summed loss is divided by; None is `counted`.
     """
 
     counted: int
     tokens: int
     keys: int
+    weight: float | None = None
 
 
 class Objective(Protocol[B]):

@@ -102,12 +102,16 @@ class Optimizers:
                     adjust_lr_fn="match_rms_adamw",
                 )
             )
+        for optimizer in self.each:
+            for group in optimizer.param_groups:
+                group["full_decay"] = group["weight_decay"]
 
-    def step(self, lr: float) -> None:
-        """Update every parameter that has a gradient, with this learning rate."""
+    def step(self, lr: float, decay: float = 1.0) -> None:
+        """Update every parameter that has a gradient, with this learning rate and so much of the weight decay."""
         for optimizer in self.each:
             for group in optimizer.param_groups:
                 group["lr"] = lr
+                group["weight_decay"] = decay * group["full_decay"]
             optimizer.step()
 
     def zero_grad(self) -> None:

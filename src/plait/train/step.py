@@ -45,6 +45,9 @@ def update(
     optimizers: Optimizers,
     lr: float,
     accepts: Callable[[float, float], bool] | None = None,
+    *,
+    decay: float = 1.0,
+    weight: float | None = None,
 ) -> Update:
     """Make one update, or leave parameters and optimiser state as they are.
 
@@ -56,14 +59,18 @@ def update(
         optimizers: whose gradients are empty.
         lr: learning rate of this update.
         accepts: told the finite loss and gradient norm, says whether to make the update; None makes it.
+        decay: share of the optimiser's weight decay.
+        weight: what the summed loss is divided by for the gradient; None is `counted`. Losses that are told are always
+            means over the counted tokens.
 
     Returns: see Update. Gradients are empty afterwards.
     """
     sigma.advance(model)
     total: dict[str, Tensor] = {}
+    weight = counted if weight is None else weight
     for part, batch in enumerate(batches):
         model.moment.part = part
-        loss = objective.loss(model, batch, 1.0 / counted)
+        loss = objective.loss(model, batch, 1.0 / weight)
         loss.value.backward()
         for name, figure in {"loss": loss.value, **loss.metrics}.items():
             figure = figure.detach()
@@ -71,7 +78,7 @@ def update(
     gradients = [p.grad for p in optimizers.parameters if p.grad is not None]
     norm = get_total_norm(gradients)
     grad_norm, *figures = torch.stack([norm.float(), *(figure.float() for figure in total.values())]).tolist()
-    metrics = dict(zip(total, figures, strict=True))
+    metrics = {name: figure * (weight / counted) for name, figure in zip(total, figures, strict=True)}
     mean = metrics.pop("loss")
     finite = math.isfinite(mean) and math.isfinite(grad_norm)
     applied = finite and (accepts is None or accepts(mean, grad_norm))
@@ -80,6 +87,6 @@ def update(
         if 0 < clip < grad_norm:
             for gradient in gradients:
                 gradient.mul_(clip / grad_norm)
-        optimizers.step(lr)
+        optimizers.step(lr, decay)
     optimizers.zero_grad()
     return Update(loss=mean, grad_norm=grad_norm, applied=applied, metrics=metrics, spike=finite and not applied)
