@@ -29,7 +29,7 @@ struct Buffers {
   alignas(64) float x[ROOM + SLACK], u[ROOM + MOST_ROWS * SLACK];
   alignas(64) uint8_t codes[ROOM];
   alignas(64) int32_t amax[LONG + W];
-  alignas(64) float scale[LONG + W], times[LONG + W], worth[LONG + W];
+  alignas(64) float times[LONG + W], worth[LONG + W];  // of each block of the tile
 };
 
 // rows lie this far apart in the buffers
@@ -115,17 +115,13 @@ static void make_scales(const Job &job, const Tile &t, Buffers &b) {
   for (int64_t i = 0; i < blocks; i += W) {
     vf times, worth;
     scale_of<E>(job, load((float *)b.amax + i), times, worth);
-    store(b.scale + i, worth), store(b.times + i, times);
+    store(b.worth + i, worth), store(b.times + i, times);
   }
-  if (wide == 1) {
-    memcpy(b.worth, b.scale, n * sizeof(float));
-    return;
-  }
-  // backwards, so that no multiplier is overwritten before it was spread
-  for (int64_t i = blocks; i--;) {
-    const float times = b.times[i], worth = b.scale[i];
-    for (int64_t j = 0; j < wide; j++) b.times[i * wide + j] = times, b.worth[i * wide + j] = worth;
-  }
+}
+
+// times or worth of the W columns from i on
+static inline vf spread(const Job &job, const float *of_blocks, int64_t i) {
+  return job.block_columns == 1 ? load(of_blocks + i) : all(of_blocks[i >> __builtin_ctzll(job.block_columns)]);
 }
 
 // the scales of a tile's blocks, at their places
@@ -137,7 +133,7 @@ static void write_scales(const Job &job, const Tile &t, const Buffers &b) {
   const int64_t step = job.flipped ? all_down : 1;
   uint8_t *bytes = (uint8_t *)job.scales + first;
   for (int64_t i = 0; i < blocks; i += W) {
-    vf worth = load(b.scale + i);
+    vf worth = load(b.worth + i);
     vi as_code = job.scale == E8M0 ? (vi)worth >> 23 : code<E4M3>(worth);
     as_code = worth == worth ? as_code : vi{} + (job.scale == E8M0 ? 255 : 127);
     for (int j = 0; j < W && i + j < blocks; j++) {

@@ -35,7 +35,7 @@ static void round_columns(const Job &job, const Tile &t, Buffers &b) {
   uint8_t *out = (uint8_t *)job.out;
   for (int64_t i = 0; i < t.columns; i += W)
     for (int64_t r = 0; r < t.rows; r += 8) {
-      vf times = load(b.times + i);
+      vf times = spread(job, b.times, i);
       vi eight{};
       for (int j = 0; j < 8; j++) {
         const int64_t at = (r + j) * far + i;
@@ -60,12 +60,12 @@ static void round_tile(const Job &job, const Tile &t, Buffers &b) {
     const float per_row = job.given_per == 1 ? job.given[t.r + r] : 1.0f;
     bf16 *fake = (bf16 *)job.out + (t.r + r) * job.C + t.c;
     over(t.columns, [&](int64_t i, int n) INLINE {
-      vf times = load(b.times + i);
+      vf times = spread(job, b.times, i);
       if (job.given_per == 1) times = all(per_row);
       vf y = load(x + i) * times;
       vf q = RANDOM ? by_chance<E>(y, load(u + i)) : nearest<E>(y);
       if (job.fake) {
-        put(fake + i, q * load(b.worth + i), n);
+        put(fake + i, q * spread(job, b.worth, i), n);
         return;
       }
       vb bytes = bytes_of(code_of<E>(q, y, keeps_sign));
@@ -164,8 +164,26 @@ static void quantise(const Job &job) {
   });
 }
 
+// FP8 under one scale, to nearest: nothing but a pass over memory
+template <typename T, typename E>
+static void cast(const Job &job) {
+  const T *x = (const T *)job.x;
+  const int64_t n = job.R * job.C, piece = 1 << 14;
+  const float times = *job.given;
+#pragma omp parallel for schedule(static)
+  for (int64_t first = 0; first < n; first += piece)
+    over(n - first < piece ? n - first : piece, [&](int64_t i, int m) INLINE {
+      vf y = get(x + first + i, m) * times, q = nearest<E>(y);
+      if (job.fake) return put((bf16 *)job.out + first + i, q, m);
+      vb bytes = bytes_of(code_of<E>(q, y, true));
+      memcpy((uint8_t *)job.out + first + i, &bytes, m);
+    });
+}
+
 template <typename T, typename E>
 static void quantise(const Job &job) {
+  if (E::M > 1 && job.scale == GIVEN && !job.given_per && !job.random && !job.signs && (job.fake || !job.flipped))
+    return cast<T, E>(job);
   job.random ? quantise<T, E, true>(job) : quantise<T, E, false>(job);
 }
 template <typename T>
