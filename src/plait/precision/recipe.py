@@ -10,6 +10,7 @@ into the groups of codes that are held without a master.
 Places count matrix products as the papers do: projections of one input (q, k and v; up and gate) are one.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -186,7 +187,8 @@ class PrecisionRecipe:
 
 def _count(share: int | float, n: int) -> int:
     """How many of n: a number as it is, a share rounded up."""
-    return int(share) if isinstance(share, int) else int(-(-share * n // 1))
+    # 0.07 of 100 is 7.000000000000001 in binary
+    return share if isinstance(share, int) else math.ceil(round(share * n, 9))
 
 
 def _blocks(text: str, n: int) -> frozenset[int]:
