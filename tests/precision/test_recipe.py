@@ -16,7 +16,7 @@ from plait.precision.linear import Linear
 from plait.precision.papers import MX8, NV4, PAPERS, TENSORWISE
 from plait.precision.place import places
 from plait.precision.reading import read, write
-from plait.precision.recipe import PrecisionRecipe, Rule, Switch
+from plait.precision.recipe import Place, PrecisionRecipe, Rule, Switch
 from plait.precision.weight_only import WeightOnlyLinear
 
 
@@ -57,6 +57,8 @@ def test_rules_say_where_by_number_share_or_block() -> None:
 
     assert layers(first=1) == ["0.in_proj"] and layers(last=1) == ["3.down_proj"]
     assert layers(first=0.25) == ["0.in_proj", "0.out_proj"] and layers(last=0.2) == ["3.up_proj", "3.down_proj"]
+    assert Rule(first=0.07, format=HIGH).matches("mlp.up_proj", Place(i=6, n=100, b=0, B=1))
+    assert not Rule(first=0.07, format=HIGH).matches("mlp.up_proj", Place(i=7, n=100, b=0, B=1))
     assert layers(blocks="0, -1:") == ["0.in_proj", "0.out_proj", "3.up_proj", "3.down_proj"]
     assert layers(role="mlp.*", blocks="1:3") == ["1.up_proj", "1.down_proj"]
     assert layers(role="mamba2.out_proj") == ["0.out_proj", "2.out_proj"]

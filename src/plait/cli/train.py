@@ -27,6 +27,7 @@ from plait.formats.checkpoint import load as load_model
 from plait.formats.checkpoint import save as save_model
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
+from plait.precision.device import ready
 from plait.report import Report, provenance
 from plait.train.checkpoints import Checkpoints, flatten, sweep
 from plait.train.lock import alone
@@ -81,8 +82,9 @@ def opened(recipe: TrainRecipe) -> Opened:
     config = recipe.model.config(max(map(vocab_size, datasets.values())))
     recipe.check_tokens(config, datasets)
     with torch.device("meta"):
-        # a recipe that does not fit the model is refused here
-        Hybrid(config, recipe.precision)
+        model = Hybrid(config, recipe.precision)
+    # a recipe that fits neither model nor device is refused here
+    ready(model, recipe.precision, device)
     return Opened(config=config, objective=_objective(recipe, datasets), tokenizer=recipe.tokenizer(), device=device)
 
 
