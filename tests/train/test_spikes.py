@@ -15,12 +15,15 @@ from plait.config import ConfigError, from_dict
 from plait.data.loader import Batch, Loader
 from plait.data.shards import Dataset
 from plait.model.hybrid import Hybrid
+from plait.train.checkpoints import Progress
 from plait.train.loop import DivergedError, Outcome, TrainConfig, train
 from plait.train.metrics import StepFacts
 from plait.train.objective import Loss
+from plait.train.optim import Optim, Optimizers
 from plait.train.pretrain import NextToken
 from plait.train.schedule import Schedule
-from plait.train.spikes import Spikes, Watch
+from plait.train.spikes import Snapshot, Spikes, Watch
+from plait.train.step import update
 
 SOON = Spikes(window=16, patience=3)
 
@@ -229,16 +232,52 @@ def test_a_guarded_run_resumes_bit_for_bit(words: Dataset, tmp_path: Path, actio
 
 def test_going_back_restores_the_state_and_draws_other_data(words: Dataset, tmp_path: Path) -> None:
     facts: list[StepFacts] = []
+    kept: list[list[str]] = []
     guard = Spikes(action="rollback", window=16, patience=3, snapshot_every=20)
     goal = bad(words, 50, 51, 52, factor=30.0)
     settings = config(70, spikes=guard, save_every=9)
-    outcome = train(tiny_model("M*-"), goal, settings, tmp_path, on_step=facts.append)
+
+    def look(f: StepFacts) -> None:
+        facts.append(f)
+        kept.append(steps_of(tmp_path) if f.step >= 40 else [])
+
+    outcome = train(tiny_model("M*-"), goal, settings, tmp_path, on_step=look)
     # 50 updates, three spikes, back to 40: 70 updates of 70 + 10 + 3 draws
     assert (outcome.steps, outcome.rollbacks, outcome.spikes, outcome.skipped) == (70, 1, 3, 13)
     assert [f.step for f in facts[48:56]] == [49, 50, 50, 50, 40, 41, 42, 43]
+    # a resumed run must not begin where this one has left
+    assert "step-000045" in kept[51] and kept[52] == ["step-000036", "step-000040"]
     assert [f.step + f.skipped for f in facts] == list(range(1, 84))
     assert "went back once" in facts[-1].line()
     assert steps_of(tmp_path) == ["step-000054", "step-000063", "step-000070"]
+
+
+def test_a_snapshot_holds_weights_moments_and_progress(words: Dataset) -> None:
+    model, goal = tiny_model("M*-"), bad(words)
+    optimizers = Optimizers(model, Optim())
+    progress = Progress(step=0, tokens=0, watch={"streak": 0})
+
+    def three_updates() -> None:
+        for _ in range(3):
+            batches = goal.batches(progress.draws)
+            update(model, goal, batches, sum(goal.size(b).counted for b in batches), optimizers, 1e-2)
+            progress.step += 1
+
+    three_updates()
+    first = weights(model), {name: t.clone() for name, t in optimizers.tensors().items()}
+    snapshot = Snapshot.take(model, optimizers, progress)
+    three_updates()
+    assert not equal(weights(model), first[0]) and not equal(optimizers.tensors(), first[1])
+    progress.spikes, progress.skipped = 2, 2
+    again = Snapshot.load(snapshot.tensors(), json.loads(json.dumps(snapshot.facts())), model.state_dict())
+    for one in (snapshot, again):
+        one.restore(model, optimizers, progress)
+        assert equal(weights(model), first[0]) and equal(optimizers.tensors(), first[1])
+        # eight draws were made: all but the three that count are left out
+        assert (progress.step, progress.skipped, progress.spikes, one.tries) == (3, 5, 2, 1)
+        three_updates()
+        progress.skipped -= 3
+    assert progress.rollbacks == 2
 
 
 def test_a_run_that_goes_back_in_vain_gives_up(words: Dataset) -> None:
