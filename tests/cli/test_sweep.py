@@ -172,6 +172,18 @@ def test_any_text_will_do(place: Path) -> None:
     assert launch([*words, "--text", "words"]) == 2
 
 
+def test_what_does_not_fit_is_told_before_tokens_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "texts").mkdir()
+    before = names(place)
+    words = ["sweep", "sweep.toml", 'axes.recipe=["fp32", "mxfp8"]', "--text", "texts", "--out", "out"]
+    assert launch(words) == 2
+    assert "no text in 0 files" in capsys.readouterr().err and names(place) == before
+    (place / "texts" / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    # a projection of 4 heads is no multiple of 32
+    assert launch(words) == 2
+    assert "blocks of 1x32 do not divide" in capsys.readouterr().err and names(place) == before
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_are_the_same_runs(place: Path) -> None:
     assert launch(["sweep", "sweep.toml", "--out", "two", "--jobs", "2"]) == 0

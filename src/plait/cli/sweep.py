@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from plait.cli.chapters.story import Text
 from plait.cli.launch import arg
 from plait.cli.sweeps import corpus
 from plait.cli.sweeps.board import Board
@@ -62,20 +63,21 @@ def run(inputs: Inputs) -> Report:
     out = inputs.out or Path("runs") / inputs.sweep.stem
     table = trials(sweep)
     with _quiet():
+        text = None
         if inputs.text is not None:
-            corpus.check(inputs.text, out, sweep.vocab_size)
+            text = corpus.read(inputs.text, out, sweep.vocab_size)
             table = [corpus.on_tokens(trial, out) for trial in table]
         check_places(table, out)
         first = {trial.method: trial for trial in reversed(table)}
         first = {trial.method: first[trial.method] for trial in table}
         _check_models(first, sweep)
         if inputs.dry_run:
-            return _estimated(inputs, sweep, table, first)
-        if inputs.text is None:
+            return _estimated(inputs, sweep, table, first, text)
+        if text is None:
             _opened(first)
         with alone(out):
-            if inputs.text is not None:
-                corpus.prepare(inputs.text, out, sweep.vocab_size)
+            if text is not None and inputs.text is not None:
+                corpus.prepare(text, inputs.text, out, sweep.vocab_size)
                 _opened(first)
             return _run(inputs, sweep, table, out)
 
@@ -139,11 +141,11 @@ def _opened(first: dict[str, Trial]) -> dict[str, tuple[Trial, Opened]]:
     return found
 
 
-def _estimated(inputs: Inputs, sweep: Sweep, table: list[Trial], first: dict[str, Trial]) -> Report:
-    if inputs.text is None:
+def _estimated(inputs: Inputs, sweep: Sweep, table: list[Trial], first: dict[str, Trial], text: Text | None) -> Report:
+    if text is None or inputs.text is None:
         return estimate(sweep, _opened(first), table, inputs.jobs)
     with tempfile.TemporaryDirectory() as folder:
-        corpus.prepare(inputs.text, Path(folder), sweep.vocab_size)
+        corpus.prepare(text, inputs.text, Path(folder), sweep.vocab_size)
         there = {method: corpus.on_tokens(trial, Path(folder)) for method, trial in first.items()}
         return estimate(sweep, _opened(there), table, inputs.jobs)
 

@@ -54,16 +54,20 @@ def test_without_a_finished_pair_there_is_no_gap() -> None:
 
 
 def test_the_gap_over_training_is_taken_where_all_pairs_validated(tmp_path: Path) -> None:
-    runs = [done("a", 0, 1.0, folder=tmp_path), done("b", 0, 1.0, folder=tmp_path)]
-    for run, losses in zip(runs, ((4.0, 2.0), (5.0, 2.2, 9.0)), strict=True):
+    # the second seed of b ended after two validations, and a validated nowhere after the third
+    curves = {"a-0": (4.0, 2.0, 3.0), "b-0": (5.0, 2.2, 3.3, 9.0), "a-1": (2.0, 2.0, 2.0), "b-1": (2.1, 2.6)}
+    runs = []
+    for name, losses in curves.items():
+        run = done(name[0], int(name[2]), 1.0, folder=tmp_path)
         run.folder.mkdir()
         rows = [{"step": i, "loss": 1.0, "tokens": 10 * i, "validation_loss": loss} for i, loss in enumerate(losses)]
         lines = [*map(json.dumps, rows), '{"step": 9, "torn']
         (run.folder / "metrics.jsonl").write_text("\n".join(lines))
+        runs.append(run)
     found = methods(runs)
-    assert [(at, one.mean) for at, one in gap_curve(found["b"], found["a"])] == [
-        (0, pytest.approx(0.25)),
-        (10, pytest.approx(0.1)),
+    assert [(at, one.mean, one.n) for at, one in gap_curve(found["b"], found["a"])] == [
+        (0, pytest.approx(0.15), 2),
+        (10, pytest.approx(0.2), 2),
     ]
 
 

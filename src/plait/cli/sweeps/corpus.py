@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plait.cli.chapters.story import Text
 from plait.cli.chapters.text import HELD_OUT, collect, divided, vocabulary_for
 from plait.cli.sweeps.table import Trial
 from plait.config import ConfigError
@@ -24,23 +25,31 @@ def source_of(text: str) -> Path | None:
     return folder
 
 
-def check(text: str, out: Path, vocab_size: int) -> None:
-    """See that tokens made earlier in this folder came from the same text; raises ConfigError."""
-    source_of(text)
-    made = out / "text.json"
+def read(text: str, out: Path, vocab_size: int) -> Text | None:
+    """The text, or None if its tokens are in the sweep's folder already; nothing is written.
+
+    Raises: ConfigError if the folder holds tokens of another text; ValueError if there is hardly any text.
+    """
+    folder, made = source_of(text), out / "text.json"
     if made.is_file() and json.loads(made.read_text(encoding="utf-8")) != _facts(text, vocab_size):
         raise ConfigError(f"out={out} holds tokens of another text or vocabulary; choose another folder with --out")
+    if made.is_file() and (out / "tokens").is_dir():
+        return None
+    return collect(folder, MAX_BYTES, without=out)
 
 
-def prepare(text: str, out: Path, vocab_size: int) -> None:
-    """Train a vocabulary and write OUT/tokens, unless that was done before."""
+def prepare(found: Text, text: str, out: Path, vocab_size: int) -> None:
+    """Train a vocabulary and write OUT/tokens."""
+    collected, piece_wise, _ = divided(found)
+    size = vocabulary_for(sum(len(piece.encode()) for piece in piece_wise), vocab_size)
     folder = out / "tokens"
-    if (out / "text.json").is_file() and folder.is_dir():
-        return
-    collected, read, _ = divided(collect(source_of(text), MAX_BYTES, without=out))
-    size = vocabulary_for(sum(len(piece.encode()) for piece in read), vocab_size)
     tokenize_documents(
-        collected.documents, lambda: train_bpe(read, size), folder, valid=HELD_OUT, jobs=2, replace=folder.is_dir()
+        collected.documents,
+        lambda: train_bpe(piece_wise, size),
+        folder,
+        valid=HELD_OUT,
+        jobs=2,
+        replace=folder.is_dir(),
     )
     write_whole(out / "text.json", json.dumps(_facts(text, vocab_size)) + "\n")
 
