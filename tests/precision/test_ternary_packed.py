@@ -97,6 +97,22 @@ def test_decoding_goes_by_one_call_and_gives_the_same(source: Path, recipe: str)
         assert (torch.cat(found, 1).float() - want).abs().max() < atol  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("batch", [1, 4, 7])
+@torch.no_grad()
+def test_threads_and_batches_agree_in_decoding(source: Path, batch: int) -> None:
+    model, ids = load(source, recipe="ternary-packed", dtype="float32"), torch.randint(0, 90, (batch, 6))
+    want = model(ids).logits[:, 3:]
+    torch.set_num_threads(3)
+    try:
+        cache = model.cache(batch)
+        model(ids[:, :3], cache=cache)
+        found = [model(ids[:, t : t + 1], cache=cache).logits for t in range(3, 6)]
+    finally:
+        torch.set_num_threads(1)
+    assert cache.tape is not None and cache.tape[1] is not None
+    assert (torch.cat(found, 1) - want).abs().max() < 1e-5
+
+
 def test_rows_of_dt_stay_high(source: Path) -> None:
     for name, layer in ternary_layers(load(source, recipe="ternary-packed")).items():
         assert (layer.high is not None) == name.endswith("in_proj")

@@ -12,7 +12,8 @@ from plait.precision import RECIPES
 from plait.precision.linear import Linear
 from plait.precision.weight_only import WeightOnlyLinear
 
-CODED = [name for name, recipe in RECIPES.items() if recipe.weight_only]
+# the ternary ones round their inputs too: test_ternary_packed.py
+CODED = [name for name, recipe in RECIPES.items() if recipe.weight_only and not name.startswith("ternary")]
 IDS = torch.arange(2 * 19).view(2, 19) * 7 % 90
 
 

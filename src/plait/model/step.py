@@ -1,8 +1,8 @@
 """One token of every sequence of a cache by one native call: the path that decoding takes on a processor.
 
 A tape (ops/tape.py) is written for a cache when its first token is decoded, and again when weights have moved or
-modules have been replaced (ops/weights.py and ops/watch.py say what is noticed). What it cannot serve (experts, ternary
-layers, more than 16 rows, gradients, hooks, another device or dtype) is left to the ordinary forward.
+modules have been replaced (ops/weights.py and ops/watch.py say what is noticed). What it cannot serve (experts, masters
+rounded at each use, more than 16 rows, gradients, hooks, another device or dtype) is left to the ordinary forward.
 """
 
 from collections.abc import Iterator
