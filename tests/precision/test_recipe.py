@@ -211,3 +211,18 @@ def test_a_model_is_saved_as_what_it_needs(tmp_path: Path) -> None:
 
 def test_formats_with_nothing_to_say_are_high() -> None:
     assert LinearFormat() == HIGH and not HIGH.operands and not HIGH.is_stochastic and NV4.is_stochastic
+
+
+def test_a_gradual_recipe_is_read_written_and_refused_where_it_means_nothing() -> None:
+    recipe = read({"base": "ternary", "gradual": {"until": 0.5}})
+    assert read(write(recipe)) == recipe and recipe.is_needed
+    assert [recipe.share(step, 10) for step in (0, 1, 5, 9)] == [0, 0.2, 1, 1]
+    assert RECIPES["ternary"].share(0, 10) == 1 and read({"base": "fp8", "gradual": {"until": 0}}).share(0, 10) == 1
+    for table, words in (
+        ({"base": "bf16", "gradual": {"until": 0.5}}, "no weight is rounded while it is trained"),
+        ({"base": "int4", "gradual": {"until": 0.5}}, "no weight is rounded while it is trained"),
+        ({"base": "ternary", "gradual": {"until": 2.0}}, "until=2.0: must be a share"),
+        ({"base": "ternary", "gradual": {"till": 0.5}}, "till"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read(table)

@@ -246,7 +246,39 @@ def test_the_compiler_makes_no_program_per_step() -> None:
     compiled, x = torch.compile(module, backend=count, dynamic=True), torch.randn(4, 16, 64, requires_grad=True)
     for draw in range(4):
         module.layer.moment.draw, module.layer.moment.part = draw, draw % 2
+        module.layer.moment.share = draw / 3
         y = compiled(x)
         assert torch.equal(y, module(x))
         y.sum().backward()
     assert len(graphs) == 2, "what lies before and after the layer, once"
+
+
+@pytest.mark.parametrize("name", ["ternary", "nvfp4"])
+def test_a_gradual_weight_lies_between_the_plain_and_the_rounded_one(name: str) -> None:
+    """In float64 by hand: y = x_q ((1 - s) W + s Q(W))^T and the data gradient with the same matrix."""
+    form = nearest(FORMATS[name])
+    x, w, dy = torch.randn(32, 64), torch.randn(48, 64), torch.randn(32, 48)
+    # the same matrices in all products, rounded as the layer does it
+    wf, wd = (round_to(f, w) for f in (form.fprop[1], form.dgrad[1]))
+    values = [(v if d is None else v * d).double() for v, d in (one.opened(torch.float32) for one in (wf, wd))]
+    for share in (0.0, 0.25, 1.0):
+        call = replace(Call(form), share=share)
+        y, dx, _ = passes(x, w, dy, call)
+        mixed = [(1 - share) * w.double() + share * v for v in values]
+        xv, xd = round_to(form.fprop[0], x).opened(torch.float32)
+        dv, dd = round_to(form.dgrad[0], dy).opened(torch.float32)
+        x_q = xv.double() * (1.0 if xd is None else xd.double())
+        dy_q = dv.double() * (1.0 if dd is None else dd.double())
+        assert distance(y, x_q @ mixed[0].t()) < 4e-7, share
+        assert distance(dx, dy_q @ mixed[1]) < 4e-7, share
+
+
+def test_a_gradual_layer_ends_as_the_rounded_one_bit_for_bit() -> None:
+    x, w, dy = torch.randn(5, 64), torch.randn(24, 64), torch.randn(5, 24)
+    call = Call(BITLINEAR, parts=(8, 12), n_high=4)
+    for a, b in zip(passes(x, w, dy, call), passes(x, w, dy, replace(call, share=1.0)), strict=True):
+        assert torch.equal(a, b)
+    y, dx, dw = passes(x, w, dy, replace(call, share=0.5))
+    whole = passes(x, w, dy, call)
+    # rows that stay high, and the weight gradient, do not know of it
+    assert torch.equal(y[:, 20:], whole[0][:, 20:]) and torch.equal(dw, whole[2]) and not torch.equal(dx, whole[1])

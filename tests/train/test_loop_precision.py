@@ -12,9 +12,10 @@ from plait.data.shards import Dataset
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
 from plait.precision import RECIPES
-from plait.precision.recipe import PrecisionRecipe, Switch
+from plait.precision.recipe import Gradual, PrecisionRecipe, Switch
 from plait.train.loop import TrainConfig, train
 from plait.train.metrics import StepFacts
+from plait.train.objective import mean_loss
 from plait.train.schedule import Schedule
 
 # rows of the input projection are a multiple of 16
@@ -83,3 +84,34 @@ def test_the_switch_comes_when_it_says_and_micro_batches_draw_apart(words: Datas
     torch.testing.assert_close(up(x), x @ up.weight.t())  # type: ignore[operator]
     m.moment.is_late = False
     assert float((up(x) - x @ up.weight.t()).norm() / up(x).norm()) > 0.02  # type: ignore[operator]
+
+
+GRADUAL = replace(RECIPES["ternary"], name="ternary by and by", gradual=Gradual(until=0.5), base="ternary")
+
+
+def test_weights_become_ternary_by_and_by_and_a_killed_run_goes_on_so(words: Dataset, tmp_path: Path) -> None:
+    whole, first, second, shares = model(GRADUAL), model(GRADUAL), model(GRADUAL, seed=5), []
+    losses: list[float | None] = []
+
+    def look(facts: StepFacts) -> None:
+        shares.append(whole.moment.share)
+        losses.append(facts.validation_loss)
+
+    train(whole, objective(words), config(validate_every=8), on_step=look)
+    assert shares[:7] == [0, 0.25, 0.5, 0.75, 1, 1, 1] and losses[:7] == [None] * 7
+    with pytest.raises(KeyboardInterrupt):
+        train(first, objective(words), config(), tmp_path, on_step=Stop(2))
+    train(second, objective(words), config(), tmp_path)
+    assert equal(weights(whole), weights(second))
+    with pytest.raises(ValueError, match="gradual_steps was 4 and is 5"):
+        train(model(GRADUAL), objective(words), config(steps=10), tmp_path)
+
+
+def test_validation_is_of_the_wholly_rounded_model(words: Dataset) -> None:
+    m = model(replace(GRADUAL, gradual=Gradual(until=1.0)))
+    found = train(m, objective(words), config(steps=2))
+    goal = objective(words)
+    m.moment.share = 1.0
+    assert found.validation_loss == mean_loss(m, goal, goal.validation())
+    m.moment.share = 0.5
+    assert found.validation_loss != mean_loss(m, goal, goal.validation())

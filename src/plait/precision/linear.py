@@ -64,7 +64,7 @@ class Linear(nn.Module):
     def _call(self, form: LinearFormat) -> Call:
         m = self.moment
         segments = tuple(rows for name, rows in self.parts if name not in form.high)
-        return Call(form, self.name, m.seed, m.draw, m.part, segments, self.n_high(form), self.watch)
+        return Call(form, self.name, m.seed, m.draw, m.part, segments, self.n_high(form), self.watch, m.share)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 class Moment:
     """seed: of the run. draw: steps tried so far, skipped ones included. part: which micro-batch of the step.
 
-    is_late: whether the recipe's late switch is on.
+    is_late: whether the recipe's late switch is on. share: how far a gradual recipe rounds weights, 1 wholly.
     """
 
     seed: int = 0
     draw: int = 0
     part: int = 0
     is_late: bool = False
+    share: float = 1.0

@@ -2,6 +2,7 @@
 
 base = "nvfp4"                              begin with this recipe ("bf16" if not given)
 switch = {at = 0.9, what = "forward"}       after 90 % of the steps the forward product goes high; "whole": all three
+gradual = {until = 0.5}                     weights go from plain to rounded over half of the steps: for a trained model
 tensor_cores = true                         refuse devices that would emulate it
 keeps_rules = false                         leave out the base's rules, such as its layers in BF16
 [[rules]]                                   before the base's rules; the first that matches wins
@@ -22,7 +23,7 @@ import torch
 
 from plait.config import ConfigError, load, nearest, read_fields, to_dict
 from plait.precision.format import HIGH, LinearFormat
-from plait.precision.recipe import PrecisionRecipe, Rule, Switch
+from plait.precision.recipe import Gradual, PrecisionRecipe, Rule, Switch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -67,6 +68,7 @@ class _Table:
     keeps_rules: bool = True
     rules: tuple[_Rule, ...] = ()
     switch: Switch | None = None
+    gradual: Gradual | None = None
     tensor_cores: bool = False
 
 
@@ -108,12 +110,16 @@ def read(data: object, name: str = "") -> PrecisionRecipe:
         raise _unknown("base", table.base, RECIPES)
     base = RECIPES[table.base]
     own = tuple(rule.rule() for rule in table.rules)
+    rules = own + (base.rules if table.keeps_rules else ())
+    if table.gradual is not None:
+        _check_gradual(rules)
     return replace(
         base,
         name=table.name or name or f"{table.base} changed",
         compute=base.compute if table.compute is None else _DTYPES[table.compute],
-        rules=own + (base.rules if table.keeps_rules else ()),
+        rules=rules,
         switch=table.switch or base.switch,
+        gradual=table.gradual or base.gradual,
         tensor_cores=table.tensor_cores,
         base=table.base,
         n_own=len(own),
@@ -135,8 +141,17 @@ def write(recipe: PrecisionRecipe) -> str | dict[str, object]:
         "keeps_rules": n < len(recipe.rules),
         "rules": [to_dict(rule) for rule in recipe.rules[:n]],
         **({} if recipe.switch is None else {"switch": to_dict(recipe.switch)}),
+        **({} if recipe.gradual is None else {"gradual": to_dict(recipe.gradual)}),
         **({"tensor_cores": True} if recipe.tensor_cores else {}),
     }
+
+
+def _check_gradual(rules: tuple[Rule, ...]) -> None:
+    weights = [form for rule in rules for form in rule.format.weights]
+    if not weights or any(form.is_held for form in weights):
+        raise ConfigError('gradual: no weight is rounded while it is trained; take base = "ternary", or leave it out')
+    if any(form.hadamard for form in weights):
+        raise ConfigError("gradual: a rotated weight cannot be mixed with a plain one; leave out hadamard or gradual")
 
 
 def _unknown(field: str, value: object, known: Mapping[str, object], more: str = "") -> ConfigError:

@@ -93,12 +93,33 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gradual:
+    """Weights of a trained model become rounded ones little by little: w = (1 - s) W + s Q(W).
+
+    until: the share of the run's steps over which s grows in a straight line, from 0 at the first step to 1.
+
+    Source   Mekkouri et al. 2024, "Fine-tuning LLMs to 1.58bit" (Hugging Face): warm-up of quantisation.
+    """
+
+    until: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.until <= 1:
+            raise ValueError(f"until={self.until}: must be a share of the run's steps, between 0 and 1")
+
+    def share(self, step: int, steps: int) -> float:
+        """s of the update after `step` of `steps`."""
+        last = round(self.until * steps)
+        return min(step / last, 1.0) if last else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRecipe:
     """name: how users ask for it; compute: torch dtype of activations and products; rules: see the module.
 
-    switch: late in training. tensor_cores: refuse to train where few bits would be emulated. base: the recipe that this
-    one was written as a change of, with n_own rules of its own before what it keeps of the base's. copies_head: a head
-    that is tied to the embedding gets codes of its own.
+    switch: late in training. gradual: early in it. tensor_cores: refuse to train where few bits would be emulated.
+    base: the recipe that this one was written as a change of, with n_own rules of its own before what it keeps of the
+    base's. copies_head: a head that is tied to the embedding gets codes of its own.
     """
 
     name: str
@@ -109,6 +130,7 @@ class PrecisionRecipe:
     base: str = ""
     n_own: int = 0
     copies_head: bool = False
+    gradual: Gradual | None = None
 
     @property
     def weight_only(self) -> bool:
@@ -162,6 +184,10 @@ class PrecisionRecipe:
         """Whether the late switch is on for the update after `step` of `steps`."""
         return self.switch is not None and step >= round(self.switch.at * steps)
 
+    def share(self, step: int, steps: int) -> float:
+        """How far weights are rounded in the update after `step` of `steps`, 1 for recipes that are not gradual."""
+        return 1.0 if self.gradual is None else self.gradual.share(step, steps)
+
     def decides(self, seed: int, steps: int) -> dict[str, object]:
         """What of it decides the numbers of a run, JSON-ready; a run is not resumed with another."""
         found: dict[str, object] = {"precision": self.to_dict()}
@@ -169,6 +195,8 @@ class PrecisionRecipe:
             found["rounding_seed"] = seed
         if self.switch is not None:
             found["switch_step"] = round(self.switch.at * steps)
+        if self.gradual is not None:
+            found["gradual_steps"] = round(self.gradual.until * steps)
         return found
 
     @classmethod

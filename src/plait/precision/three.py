@@ -14,6 +14,7 @@ Source   NVIDIA 2025, arXiv:2509.25149 figure 5; arXiv:2504.03624 section 2.4.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ class Call:
     """What one call of a layer needs to know besides its tensors.
 
     name: of the layer, for the streams of random numbers. seed, draw, part: see Moment. parts: rows of the weight's
-    segments. n_high: trailing rows that are not rounded. watch: is told figures of what is rounded.
+    segments. n_high: trailing rows that are not rounded. watch: is told figures of what is rounded. share: how far the
+    weight is rounded.
     """
 
     form: LinearFormat
@@ -40,6 +42,7 @@ class Call:
     parts: tuple[int, ...] = ()
     n_high: int = 0
     watch: Watch | None = None
+    share: float = 1.0
 
     def key(self, form: TensorFormat | None, operand: str) -> int | None:
         """The seed of an operand's stochastic rounding; None where nothing is random."""
@@ -108,8 +111,7 @@ class _ThreeGemms(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             native = is_native(call.form.dgrad, dy.device)
             rounded = round_to(call.form.dgrad[0], low, packed=native, seed=call.key(call.form.dgrad[0], "dgrad.dy"))
-            key = call.key(call.form.dgrad[1], "dgrad.w")
-            weight = round_to(call.form.dgrad[1], w[:n], turned=True, packed=native, seed=key, parts=call.parts)
+            weight = _weight(w[:n], call, "dgrad", dy.dtype, packed=native)
             if call.watch is not None:
                 tell(call.watch, "dy", low, rounded)
             dx = product(rounded, weight, dy.dtype)
@@ -132,13 +134,26 @@ def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
     native = is_native(form.fprop, x.device)
     packed = native or (form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x))
     rounded = round_to(form.fprop[0], x, packed=packed, seed=call.key(form.fprop[0], "fprop.x"))
-    weight = round_to(form.fprop[1], w[:n], packed=native, seed=call.key(form.fprop[1], "fprop.w"), parts=call.parts)
+    weight = _weight(w[:n], call, "fprop", x.dtype, packed=native)
     if call.watch is not None:
         tell(call.watch, "x", x, rounded)
         tell(call.watch, "w", w[:n], weight)
     # only here may sums keep fewer bits: gradients are smaller, and summed over more
     y = product(rounded, weight, x.dtype, fast=True)
     return (torch.cat([y, x @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), rounded
+
+
+def _weight(w: Tensor, call: Call, name: Literal["fprop", "dgrad"], dtype: torch.dtype, *, packed: bool) -> Operand:
+    """The weight of the forward product, or the transposed one of the data gradient: (1 - share) W + share Q(W)."""
+    turned = name == "dgrad"
+    form = call.form.dgrad[1] if turned else call.form.fprop[1]
+    key = call.key(form, f"{name}.w")
+    rounded = round_to(form, w, turned=turned, packed=packed, seed=key, parts=call.parts)
+    if form is None or call.share >= 1:
+        return rounded
+    values, descale = rounded.opened(torch.float32)
+    values = values if descale is None else values * descale
+    return Operand(None, (torch.lerp(w.t().float() if turned else w.float(), values, call.share).to(dtype),))
 
 
 def _kept(x: Tensor, rounded: Operand, call: Call) -> Operand:

@@ -249,6 +249,7 @@ class _Run(Generic[B]):
         moment = self.model.moment
         moment.seed, moment.draw = self.seed, progress.draws
         moment.is_late = self.model.recipe.is_late(progress.step, config.steps)
+        moment.share = self.model.recipe.share(progress.step, config.steps)
         begin = time.perf_counter()
         self._keep_good_state()
         how = (self.optimizers, lr, self._accepts)
@@ -352,7 +353,11 @@ class _Run(Generic[B]):
         )
 
     def _validate(self) -> float | None:
-        return mean_loss(self.model, self.objective, self.validation) if self.validation else None
+        if not self.validation:
+            return None
+        # weights that are not wholly rounded yet are no part of what is saved
+        self.model.moment.share = 1.0
+        return mean_loss(self.model, self.objective, self.validation)
 
     def is_save_due(self) -> bool:
         """Whether the settings ask for a checkpoint after this step."""
