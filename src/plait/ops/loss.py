@@ -43,9 +43,9 @@ def linear_cross_entropy(h: Tensor, w: Tensor, targets: Tensor, *, scale: float 
     Raises: ValueError at once for a target outside 0 .. V - 1 that is not -100, or not a target for each position; on a
         GPU, which must not be waited for, the result is no number then.
     """
-    _check(h, targets, w.shape[0])
+    check_targets(h, targets, w.shape[0])
     logits = h @ w.to(h.dtype).T
-    return F.cross_entropy(logits.to(_wide(h)), targets, ignore_index=IGNORED, reduction="sum") * scale
+    return F.cross_entropy(logits.to(wide(h)), targets, ignore_index=IGNORED, reduction="sum") * scale
 
 
 def _on_triton(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> bool:
@@ -64,7 +64,7 @@ def _(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> 
 
 @linear_cross_entropy.backend("sliced", when=lambda *args, **kwargs: True)
 def _(h: Tensor, w: Tensor, targets: Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
-    _check(h, targets, w.shape[0])
+    check_targets(h, targets, w.shape[0])
     return _in_slices(h, w, targets, SLICE_LOGITS // w.shape[0], _loss_of) * scale
 
 
@@ -92,15 +92,15 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         w_low = w.to(h.dtype)
         dh = torch.empty_like(h) if wants_dh else None
-        dw = torch.zeros(w.shape, dtype=_wide(h), device=w.device) if wants_dw else None
-        total = torch.zeros((), dtype=_wide(h), device=h.device)
-        for part in _slices(h.shape[0], rows):
+        dw = torch.zeros(w.shape, dtype=wide(h), device=w.device) if wants_dw else None
+        total = torch.zeros((), dtype=wide(h), device=h.device)
+        for part in slices(h.shape[0], rows):
             logits = h[part] @ w_low.T
             total += loss_of(logits, targets[part], wants_dh or wants_dw)
             if dh is not None:
                 torch.mm(logits, w_low, out=dh[part])
             if dw is not None:
-                _add_product(dw, logits.T, h[part])
+                add_product(dw, logits.T, h[part])
         ctx.save_for_backward(dh, dw)  # type: ignore[attr-defined]
         ctx.dtype = w.dtype  # type: ignore[attr-defined]
         return total
@@ -115,7 +115,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         )
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b; on a GPU inside the product, without rounding to a half format on the way."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
@@ -136,7 +136,8 @@ def _adds_wide(dtype: torch.dtype, device: torch.device) -> bool:
     return bool((total == 17).all())
 
 
-def _slices(n: int, size: int) -> list[slice]:
+def slices(n: int, size: int) -> list[slice]:
+    """Parts of at most `size`, at least 1, that together are 0 .. n."""
     size = max(size, 1)
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
@@ -148,14 +149,14 @@ def _loss_of(logits: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor:
 
         return cross_entropy_rows(logits, targets, wants_gradient=wants_gradient).sum()
     # the softmax of a few rows stays in cache; their gradient takes the place of their logits
-    blocks = _slices(logits.shape[0], BLOCK_LOGITS // logits.shape[1])
+    blocks = slices(logits.shape[0], BLOCK_LOGITS // logits.shape[1])
     return torch.stack([_block_loss(logits[b], targets[b], wants_gradient) for b in blocks]).sum()
 
 
 def _block_loss(logits: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor:
     ignored = targets == IGNORED
     target = targets.masked_fill(ignored, 0)[:, None]
-    logp = logits.to(_wide(logits)).log_softmax(-1)
+    logp = logits.to(wide(logits)).log_softmax(-1)
     loss = -logp.gather(1, target)[:, 0].masked_fill(ignored, 0.0).sum()
     if wants_gradient:
         p = logp.exp_()
@@ -165,11 +166,13 @@ def _block_loss(logits: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor
     return loss
 
 
-def _wide(h: Tensor) -> torch.dtype:
+def wide(h: Tensor) -> torch.dtype:
+    """The dtype of sums: float32, or wider if h is."""
     return torch.promote_types(h.dtype, torch.float32)
 
 
-def _check(h: Tensor, targets: Tensor, V: int) -> None:
+def check_targets(h: Tensor, targets: Tensor, V: int) -> None:
+    """Refuse what `linear_cross_entropy` says it refuses."""
     if targets.shape != h.shape[:1]:
         raise ValueError(f"targets {tuple(targets.shape)} for hidden states {tuple(h.shape)}: give (T,) for (T, D)")
     wrong = (targets != IGNORED) & ((targets < 0) | (targets >= V))
