@@ -98,6 +98,14 @@ def test_crosses_stand_above_the_axes_and_do_not_move_them() -> None:
     assert x + 4 == pytest.approx(WIDTH - RIGHT, abs=0.2) and y + 8 < min(b for _, b in places(svg))
 
 
+def test_crosses_of_several_lines_get_a_row_each_and_the_axes_make_room() -> None:
+    svg = drawn(*(Series(name="", index=i, points=[(0, 2), (1, 3 + i)], crosses=[2.0]) for i in range(4)))
+    found = [e.attrib["d"] for e in svg.iter("path") if "cross" in e.attrib["class"]]
+    lowest = sorted(float(place.split(",")[1].partition("l")[0]) + 8 for place in found)
+    assert all(b - a >= 8 for a, b in zip(lowest, lowest[1:], strict=False))
+    assert lowest[-1] < min(b for i in range(4) for _, b in places(svg, i))
+
+
 def test_lines_that_end_at_different_places_are_named_in_one_column() -> None:
     svg = drawn(*(Series(name=f"n{i}", index=i, points=[(0, 1), (1 + i, 2 + i)]) for i in range(3)))
     names = [e for e in svg.iter("text") if e.attrib["class"].startswith("name")]
