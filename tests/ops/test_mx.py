@@ -102,3 +102,11 @@ def test_lengths_and_names_that_do_not_exist_are_refused() -> None:
         quantize_mx(torch.zeros(2, 32), rounding="up")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="do not belong"):
         dequantize_mx(torch.zeros(2, 32, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_the_smallest_excess_over_the_largest_number_doubles_the_scale(element: MXElement) -> None:
+    largest = torch.tensor(LARGEST[element]) * torch.tensor([[2.0**-30], [1.0], [2.0**30]])
+    assert quantize_mx(largest.expand(3, 32), element)[1].flatten().tolist() == [97, 127, 157]
+    above = torch.nextafter(largest, torch.tensor(torch.inf))
+    assert quantize_mx(above.expand(3, 32), element)[1].flatten().tolist() == [98, 128, 158]
