@@ -22,6 +22,7 @@ from plait.model.layer import LayerSpec, Norm, Span, State
 from plait.model.layers import KINDS
 from plait.model.step import step
 from plait.ops.attention import document_cuts
+from plait.ops.distill import Taught, distillation
 from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.norm import add_rms_norm
@@ -235,6 +236,28 @@ class Hybrid(nn.Module):
         Returns: scalar float32, nats.
         """
         return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten(), scale=scale)
+
+    def taught_sum(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        teacher: "Hybrid",
+        taught: Tensor,
+        *,
+        temperature: float = 1.0,
+        share: float = 1.0,
+        scale: float = 1.0,
+    ) -> Taught:
+        """Summed divergence from a teacher's next-token distributions, mixed with cross-entropy.
+
+        Args:
+            x, taught: (B, L, D) from `hidden`, this model's and the teacher's.
+            targets: (B, L) int64; -100 is left out.
+            temperature, share, scale: see `distillation`.
+        """
+        heads = self.head_weight, teacher.head_weight
+        states = x.flatten(0, 1), heads[0], taught.flatten(0, 1), heads[1]
+        return distillation(*states, targets.flatten(), temperature=temperature, share=share, scale=scale)
 
     def _check(self, input_ids: Tensor, mask: Tensor | None, starts: Tensor | None, cache: Cache | None) -> None:
         if input_ids.dim() != 2 or input_ids.numel() == 0:
