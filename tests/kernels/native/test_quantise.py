@@ -91,6 +91,13 @@ def test_every_code_opens_to_its_number(dtype: torch.dtype) -> None:
     require_same("native", lambda: operand_of(codes[:-3]))
 
 
+def test_rotations_of_subnormal_numbers_keep_them() -> None:
+    x = numbers(32, 48, torch.bfloat16, "subnormal")
+    assert x.abs().max() > 0
+    for transposed in (False, True):
+        require_same("native", partial(quantize_nvfp4, x, block=(16, 16), hadamard=SIGNS, transposed=transposed))
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 def test_infinities_and_nan_show_where_the_reference_shows_them(bad: float) -> None:
     for dtype in (torch.float32, torch.bfloat16):

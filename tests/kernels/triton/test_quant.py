@@ -15,7 +15,6 @@ from plait.ops.mx import quantize_mx
 from plait.ops.nvfp4 import quantize_nvfp4
 from plait.ops.operand import Scale, operand
 
-
 # a block of zeros is divided by; what comes of it is replaced
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -89,16 +89,12 @@ static inline vb bytes_of(vi v) {
 #endif
 }
 
-// rounded to T and read again
+// rounded to T, still float32; by bits, as the processor's own instruction makes subnormal bfloat16 numbers zeros
 template <typename T>
 static inline vf as(vf v) {
-  T memory[W];
-  store(memory, v);
-  return load(memory);
-}
-template <>
-inline vf as<float>(vf v) {
-  return v;
+  if (sizeof(T) == 4) return v;
+  vu bits = (vu)v;
+  return v == v ? (vf)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u) : v;
 }
 
 // a rotation, x -> (x signs) H / 4 with H the Sylvester matrix, of sixteen rows of n <= W columns, down each column
