@@ -49,6 +49,14 @@ def test_the_rotation_is_the_references(dtype: torch.dtype) -> None:
             require_same("triton", partial(hadamard16, x, signs))
 
 
+def test_scales_of_subnormal_numbers_are_the_references() -> None:
+    # amax / 448 from 2^-149 to 2^-120: subnormal shares that are rounded up, or not
+    x = torch.exp2(torch.arange(-140, -111, 0.125))[:, None] * torch.linspace(0.1, 1.0, 32)
+    for element in ("e4m3", "e5m2", "e2m1"):
+        require_same("triton", partial(quantize_mx, x, element))
+        require_same("triton", partial(quantize_mx, x.bfloat16(), element))
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_infinities_and_nan_show_where_the_reference_shows_them(bad: float) -> None:
     x = numbers(128, 128, torch.float32)
