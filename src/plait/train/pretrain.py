@@ -1,14 +1,34 @@
 """Next-token prediction: every token of a packed batch predicts the one after it in its document."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from plait.data.loader import Batch, Loader
+from plait.data.loader import Batch
 from plait.data.packing import IGNORED
 from plait.model.hybrid import Hybrid
 from plait.train.objective import Loss, Size
+
+
+class Rows(Protocol):
+    """Where batches come from: a Loader, or what gives batches as it does."""
+
+    batch_size: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step."""
+        ...
+
+    def n_steps_per_epoch(self) -> int:
+        """Steps after which everything was met once."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, from 0."""
+        ...
 
 
 class NextToken:
@@ -16,10 +36,10 @@ class NextToken:
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Rows,
         *,
         accumulate: int = 1,
-        validation: Loader | None = None,
+        validation: Rows | None = None,
         validation_batches: int | None = None,
         identity: Mapping[str, object] | None = None,
         bad_batches: Collection[int] = (),
