@@ -6,12 +6,16 @@ precision = "bf16"                 what products compute in; masters are float32
 [model]                            preset = "NAME", or a pattern with sizes, or checkpoint = "FOLDER"
 [data]                             sources, rows and length of a batch, phases
 [run]                              steps or tokens, [run.optim], [run.schedule], validation, checkpoints
+objective = "next-token"           or "sft": sources are files of conversations, of which the answers are learnt
+[sft]                              of "sft": reduction, tokenizer, share held out
+[distill]                          teacher = "FOLDER": learn its next-token distributions; share, temperature
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from plait.config import ConfigError, from_dict, read_fields
 from plait.data.blend import Blend, Phase
@@ -22,6 +26,7 @@ from plait.model.config import ModelConfig
 from plait.precision.plain import BF16
 from plait.precision.recipe import PrecisionRecipe
 from plait.train.loop import TrainConfig
+from plait.tune.sft import Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,34 @@ class DataTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SFTTable:
+    """How conversations are learnt from.
+
+    reduction: "mean" over tokens, or a "sum" of a step or per "sequence" (plait/tune/sft.py). tokenizer: folder; None
+    is the model's. held_out: share of the conversations to validate on.
+    """
+
+    reduction: Reduction = "mean"
+    tokenizer: Path | None = None
+    held_out: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out}: must be a share of the conversations, below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillTable:
+    """teacher: folder of a checkpoint of the same vocabulary. share: of its divergence in the loss, the rest is plain
+    cross-entropy. temperature: of both distributions.
+    """
+
+    teacher: Path
+    share: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRecipe:
     """All of a run; see the file. device: auto, cpu, cuda. In a file, `tokens` may stand instead of run.steps."""
 
@@ -146,8 +179,24 @@ class TrainRecipe:
     precision: PrecisionRecipe = BF16
     device: str = "auto"
     seed: int = 0
+    objective: Literal["next-token", "sft"] = "next-token"
+    sft: SFTTable | None = None
+    distill: DistillTable | None = None
 
     def __post_init__(self) -> None:
+        if self.sft is not None and self.objective != "sft":
+            raise ValueError(f'sft is given and objective="{self.objective}"; set objective="sft", or leave it out')
+        data = self.data
+        if self.objective == "sft" and (
+            data.phases
+            or data.max_epochs
+            or data.bad_batches
+            or any(s.weight is not None for s in data.sources.values())
+        ):
+            raise ValueError(
+                'objective="sft" reads all conversations equally often; leave out phases, max_epochs, bad_batches and '
+                "the weight of sources in data"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be at least 0 and below 2^63; any such number will do")
 
@@ -172,6 +221,8 @@ class TrainRecipe:
     def tokenizer(self) -> Path | None:
         """The folder of the tokenizer that goes with the model, if there is one."""
         start = self.model.checkpoint
+        if self.sft is not None and self.sft.tokenizer is not None:
+            return self.sft.tokenizer
         if start is not None and (start / "tokenizer.json").is_file():
             return start
         return next((place for source in self.data.sources.values() if (place := source.tokenizer())), None)

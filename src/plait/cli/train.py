@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 
 from plait.cli.launch import arg
+from plait.cli.objectives import conversations, taught, tokens
 from plait.cli.page import inside
-from plait.cli.recipe import TrainRecipe, vocab_size
+from plait.cli.recipe import TrainRecipe
 from plait.config import ConfigError, load, to_dict
-from plait.data.loader import Loader
-from plait.data.shards import Dataset
+from plait.data.loader import Batch
 from plait.formats.checkpoint import Checkpoint, CheckpointError
 from plait.formats.checkpoint import load as load_model
 from plait.formats.checkpoint import save as save_model
@@ -33,11 +33,12 @@ from plait.train.checkpoints import Checkpoints, flatten, sweep
 from plait.train.lock import alone
 from plait.train.loop import DivergedError, Outcome, train
 from plait.train.metrics import Observer
-from plait.train.pretrain import NextToken
+from plait.train.objective import Objective
 from plait.train.progress import progress
 
 EXAMPLE = """plait tokenize my_texts/ --out tokens --train-vocab 4096
-  plait train recipes/pretrain/tiny-hybrid.toml data.sources.text.path=tokens run.steps=500 --out runs/first"""
+  plait train recipes/pretrain/tiny-hybrid.toml data.sources.text.path=tokens run.steps=500 --out runs/first
+  plait train recipes/tune/bitnet-sft.toml data.sources.chat.path=chats.jsonl model.checkpoint=runs/first/final"""
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Opened:
     """What a recipe names, found and checked. tokenizer: its folder, if there is one."""
 
     config: ModelConfig
-    objective: NextToken
+    objective: Objective[Batch]
     tokenizer: Path | None
     device: torch.device
 
@@ -78,14 +79,16 @@ def opened(recipe: TrainRecipe) -> Opened:
             "then plait convert --quantize"
         )
     device = _device(recipe.device)
-    datasets = {name: source.open() for name, source in recipe.data.sources.items()}
-    config = recipe.model.config(max(map(vocab_size, datasets.values())))
-    recipe.check_tokens(config, datasets)
+    read, vocab_size = (conversations if recipe.objective == "sft" else tokens)(recipe)
+    config = recipe.model.config(vocab_size)
+    objective = read(config)
     with torch.device("meta"):
         model = Hybrid(config, recipe.precision)
     # a recipe that fits neither model nor device is refused here
     ready(model, recipe.precision, device)
-    return Opened(config=config, objective=_objective(recipe, datasets), tokenizer=recipe.tokenizer(), device=device)
+    if recipe.distill is not None:
+        objective = taught(recipe, recipe.distill, objective, config, device)
+    return Opened(config=config, objective=objective, tokenizer=recipe.tokenizer(), device=device)
 
 
 def run(inputs: Inputs, observers: Sequence[Observer] | None = None) -> Report:
@@ -129,48 +132,6 @@ def run(inputs: Inputs, observers: Sequence[Observer] | None = None) -> Report:
             report.add("telemetry", str(seen))
         report.save_jsonl(out / "report.jsonl")
     return report
-
-
-def _objective(recipe: TrainRecipe, datasets: dict[str, Dataset]) -> NextToken:
-    data = recipe.data
-    loader = Loader(
-        datasets,
-        data.blend(datasets),
-        batch_size=data.batch_size,
-        seq_len=data.seq_len,
-        seed=recipe.seed,
-        steps=recipe.run.steps,
-    )
-    held_out = {name: found for name, source in data.sources.items() if (found := source.held_out()) is not None}
-    held_out = {name: found for name, found in held_out.items() if found.n_tokens}
-    valid = None
-    if held_out:
-        rows = data.batch_size // data.accumulate
-        valid = Loader(held_out, batch_size=rows, seq_len=data.seq_len, seed=recipe.seed, repeat=False)
-    identity: dict[str, object] = {
-        "sources": {name: [shard["tokens_sha256"] for shard in _shards(found)] for name, found in datasets.items()},
-        "blend": to_dict(data.blend(datasets)),
-        "seq_len": data.seq_len,
-        "batch_size": data.batch_size,
-        "seed": recipe.seed,
-    }
-    if any(phase.until <= 1 for phase in data.phases[:-1]):
-        # phases that end at a share of the run move when its length does
-        identity["steps"] = recipe.run.steps
-    return NextToken(
-        loader,
-        accumulate=data.accumulate,
-        validation=valid,
-        validation_batches=data.validation_batches,
-        identity=identity,
-        bad_batches=data.bad_batches,
-    )
-
-
-def _shards(data: Dataset) -> list[dict[str, object]]:
-    shards = data.record["shards"]
-    assert isinstance(shards, list)
-    return shards
 
 
 def _model(recipe: TrainRecipe, config: ModelConfig, device: torch.device) -> Hybrid:
