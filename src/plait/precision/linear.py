@@ -12,6 +12,7 @@ from plait.ops.linear import linear
 from plait.precision.figures import Watch
 from plait.precision.format import HIGH, LinearFormat
 from plait.precision.moment import Moment
+from plait.precision.operand import ternary
 from plait.precision.three import Call, three_gemms
 
 Parts = tuple[tuple[str, int], ...]
@@ -60,6 +61,14 @@ class Linear(nn.Module):
             return linear(x, self.weight.to(x.dtype), bias)
         y = three_gemms(x, self.weight, self._call(form))
         return y if bias is None else y + bias
+
+    @torch.no_grad()
+    def ternary_codes(self) -> Tensor | None:
+        """(n, d_in) int8: the codes -1, 0, 1 of the rows that are computed as ternary; None if there are none."""
+        form = self.number_format
+        if form.weight is None or form.weight.element != "ternary":
+            return None
+        return ternary(self.weight[: self.shape[0] - self.n_high(form)], self._call(form).parts)[0]
 
     def _call(self, form: LinearFormat) -> Call:
         m = self.moment

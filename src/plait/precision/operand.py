@@ -80,7 +80,7 @@ def round_to(
         codes, scale = quantize_int8(x)
         return Operand(form, (codes, 1.0 / scale), True, turned)
     if form.element == "ternary":
-        return Operand(form, _ternary(x, parts), True, turned)
+        return Operand(form, ternary(x, parts), True, turned)
     # two codes a byte have no transposed view
     across = turned and (not form.is_symmetric or (packed and form.bits == 4))
     signs = SIGNS if form.hadamard else None
@@ -170,7 +170,7 @@ def _open(form: TensorFormat, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tens
     return operand_of(codes, scales), None
 
 
-def _ternary(w: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def ternary(w: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Codes (N, K) int8 and descale, () or with several segments (N, 1) float32."""
     if len(parts) < 2:
         return quantize_ternary(w)

@@ -11,6 +11,7 @@ runs as ever, and a run with telemetry ends with the same weights as one without
     blocks.i.gate.closed, gate.open    shares of the gates z with sigmoid(z) < 0.05 and > 0.95, where SiLU is 0 or z
 
     blocks.i.mixer.q_proj.x.amax, x.underflow, x.saturation, w..., dy...      where a linear layer computes in few bits
+    blocks.i.mixer.q_proj.w.zeros, w.flipped      of ternary weights, see train/flips.py; not in `measure`
 
 and, as lists with an entry per head: logits' maximum, entropy, quantiles of dt and decay, states' norms, gates' shares.
 QKV counts the three outputs as one vector, FC1 the gate and the up projection.
@@ -36,6 +37,7 @@ from plait.model.hybrid import Block, Hybrid
 from plait.model.layer import Span
 from plait.model.layers.attention import AttentionMixer
 from plait.model.layers.mamba2 import Mamba2Mixer, Mamba2State
+from plait.train.flips import Flips
 from plait.train.metrics import JsonLines
 
 # rows of a batch that are looked at
@@ -192,12 +194,14 @@ class Telemetry:
     def __init__(self, path: Path, *, after: int) -> None:
         """Args: path: the file. after: draws of data made; later lines are no part of the run."""
         self.lines = JsonLines(path, after=after)
+        self.flips = Flips()
 
     def write(self, model: Hybrid, ids: Tensor, starts: Tensor | None, *, step: int, skipped: int) -> None:
         """Look inside the model and write what was seen after `step` updates."""
         begin = time.perf_counter()
         device = model.device
         figures, heads = measure(model, ids[:ROWS].to(device), None if starts is None else starts[:ROWS].to(device))
+        figures |= self.flips.look(model)
         seconds = time.perf_counter() - begin
         found = {"step": step, "skipped": skipped, "seconds": seconds, "figures": figures, "heads": heads}
         self.lines.write({name: _rounded(value) for name, value in found.items()})

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from plait.cli.page import inside
 from plait.cli.page.blocks import Chart
 from plait.report import provenance
@@ -54,6 +56,16 @@ def test_heads_stand_in_the_order_of_their_medians() -> None:
 def test_of_many_layers_some_are_named_and_all_are_drawn() -> None:
     drawn = charts([row(1, 20), row(2, 20)])["Outputs of Mamba-2's input projection"]
     assert drawn.count("<polyline") == 20 and re.findall(r">layer (\d+)<", drawn) == ["0", "12", "26", "38"]
+
+
+def test_ternary_layers_show_the_mean_over_their_projections() -> None:
+    rows = [row(1), row(2)]
+    for i, one in enumerate(rows):
+        for name, value in (("mixer.in_proj", 0.3), ("mixer.out_proj", 0.5 + i), ("mixer.shared.up_proj", 0.4)):
+            one["figures"][f"blocks.0.{name}.w.zeros"] = value  # type: ignore[index]
+    assert inside._layers(rows, "w.zeros") == {0: [(1.0, pytest.approx(0.4)), (2.0, pytest.approx(2.2 / 3))]}
+    found = charts(rows)
+    assert "Codes that are zero" in found and "Codes that flipped since the last look" not in found
 
 
 def test_what_is_not_finite_is_left_out() -> None:

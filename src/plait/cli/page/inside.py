@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from plait.cli.page.blocks import Block, Chart, Prose, Section
@@ -35,7 +36,9 @@ OVER_STEPS = {
 # those of which a layer has quantiles: a line for the median, a band from p5 to p95
 QUANTILES = {"dt": "Time step dt", "decay": "Decay exp(dt A)"}
 SHARES = {"gate.closed": "Gates closed", "gate.open": "Gates open"}
-UNITS = {"entropy": "nats", "gate.closed": "share", "gate.open": "share"}
+# of ternary weights, means over the projections of a layer
+CODES = {"w.flipped": "Codes that flipped since the last look", "w.zeros": "Codes that are zero"}
+UNITS = {"entropy": "nats", **dict.fromkeys((*SHARES, *CODES), "share")}
 # layers with a line of their own colour and a name; of the others the lines are thin
 NAMED = 4
 
@@ -59,11 +62,13 @@ def write(folder: Path, title: str, provenance: Mapping[str, Value]) -> Path | N
 def sections(rows: Sequence[Row]) -> list[Section]:
     """The charts of the lines of a telemetry.jsonl, at least one line."""
     growth = [drawn for name, words in OVER_STEPS.items() if (drawn := _over_steps(rows, name, words))]
+    codes = [drawn for name, words in CODES.items() if (drawn := _over_steps(rows, name, words))]
     gates = [drawn for name, words in SHARES.items() if (drawn := _over_steps(rows, name, words))]
     bands = [drawn for name, words in QUANTILES.items() if (drawn := _quantiles(rows, name, words))]
     heads = _by_head(rows[-1])
     found = (
         ("growth", "Outputs, logits and states by layer", growth),
+        ("codes", "Ternary weights", codes),
         ("steps", "Time steps, decays and gates of Mamba-2", [*bands, *gates]),
         ("heads", f"Heads of Mamba-2 after step {rows[-1]['step']}", heads),
     )
@@ -71,15 +76,15 @@ def sections(rows: Sequence[Row]) -> list[Section]:
 
 
 def _layers(rows: Sequence[Row], figure: str) -> dict[int, Points]:
-    """(step, value) of each layer that has the figure."""
-    found: dict[int, Points] = {}
+    """(step, value) of each layer that has the figure; the mean over its projections where those have it."""
+    found: dict[int, dict[float, list[float]]] = {}
     for row in rows:
         for name, value in row["figures"].items():
-            match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+            match = re.fullmatch(r"blocks\.(\d+)\.(?:mixer\.(?:.+\.)?\w+_proj\.)?(.+)", name)
             # what is not finite is written as a word
             if match and match[2] == figure and isinstance(value, int | float):
-                found.setdefault(int(match[1]), []).append((float(row["step"]), float(value)))
-    return found
+                found.setdefault(int(match[1]), {}).setdefault(float(row["step"]), []).append(float(value))
+    return {i: [(step, fmean(values)) for step, values in steps.items()] for i, steps in found.items()}
 
 
 def _chosen(layers: Sequence[int]) -> list[int]:
