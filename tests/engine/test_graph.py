@@ -1,5 +1,6 @@
 """The captured step, run directly: the same tokens as the ordinary decode, whatever the batch, padding and settings."""
 
+import contextlib
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -251,6 +252,91 @@ def test_rows_for_larger_batches_are_kept_only_where_they_cost_little(
     assert [step.cache.batch for step in steps.ready(5, 90)] == [1, 2, 5] and steps.cache is not None
     assert [step.cache.batch for step in steps.ready(3, 90)] == [1, 4] and steps.cache.batch == 5
     assert [c.token_ids for c in Engine(model).generate(prompts(3, 4, 5), GREEDY)]
+
+
+def test_rows_and_room_of_the_last_cache_are_kept_only_where_they_cost_little(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("M*-")
+    steps = Steps(model)
+    row = steps._bytes(1, 1024)
+    assert row == held_bytes(graph.StaticCache(model.config, 1, 1024, device=model.device, dtype=torch.float32))
+
+    def sizes(*asked: tuple[int, int]) -> list[tuple[int, int]]:
+        return [(steps.ready(*one), steps.cache and (steps.cache.batch, steps.cache.capacity))[1] for one in asked]  # type: ignore[misc]
+
+    monkeypatch.setattr(graph, "SPARE_BYTES", 4 * row)
+    # one long prompt, then many short ones, and back: never many long ones
+    assert sizes((1, 5000), (16, 100), (1, 5000)) == [(1, 5120), (16, 1024), (1, 5120)]
+    assert sizes((1, 6000), (2, 900), (3, 2000)) == [(1, 6144), (2, 1024), (4, 2048)]
+    # states count like keys: without any keys, 31 rows too many
+    states = Steps(tiny("M"))
+    monkeypatch.setattr(graph, "SPARE_BYTES", 30 * states._bytes(1, 1024))
+    assert states._bytes(1, 1024) > 0 and states.ready(33, 10)[-1].cache.batch == 33
+
+
+@pytest.mark.usefixtures("captured")
+def test_answers_read_in_turns_do_not_disturb_each_other(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("M*-")
+    first, second, third = prompts(9, 14, 5)
+    alone = [next(Engine(model).generate(prompt, GREEDY)).token_ids for prompt in (first, second, third)]
+    engine, session = Engine(model), Session()
+    one, two = engine.stream(first, GREEDY), engine.stream(second, GREEDY, session)
+    next(one), next(one), next(two)
+    assert next(engine.generate(third, GREEDY)).token_ids == alone[2]
+    for _ in zip(one, two, strict=False):
+        pass
+    list(one), list(two)
+    assert [one.completion.token_ids, two.completion.token_ids] == alone[:2]
+    assert session.ids == (second + alone[1])[:-1] and session.cache is not None
+    assert session.cache.n_tokens == len(session.ids)
+    assert "another answer of this engine is not finished" in caplog.text
+    # the place is free again: after an end, after being left, after a failure
+    caplog.clear()
+    left = engine.stream(first, GREEDY)
+    next(left)
+    left.close()
+    assert next(engine.generate(first, GREEDY)).token_ids == alone[0]
+    with torch.no_grad():
+        model.norm.weight.mul_(torch.nan)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError):
+            next(engine.generate(first, GREEDY))
+    assert not caplog.text
+
+
+def test_each_gpu_captures_on_a_stream_of_its_own(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[object] = []
+
+    class Stream:
+        def __init__(self, device: object) -> None:
+            self.device = device
+
+        def wait_stream(self, other: object) -> None: ...
+
+    def capturing(graph: object, pool: object = None, stream: object = None) -> contextlib.AbstractContextManager[None]:
+        used.append(stream)
+        return contextlib.nullcontext()
+
+    for name, fake in {
+        "Stream": Stream,
+        "CUDAGraph": object,
+        "graph": capturing,
+        "current_stream": lambda: Stream(None),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "device": lambda device: contextlib.nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    model = tiny("M")
+    step = _step(Steps(model), 8)
+    graph.capture_stream.cache_clear()
+    with torch.inference_mode():
+        for index in (0, 1, 0):
+            monkeypatch.setattr(Hybrid, "device", torch.device("cuda", index))
+            monkeypatch.setattr(step, "_step", lambda: None)
+            step.capture()
+    graph.capture_stream.cache_clear()
+    assert [stream.device.index for stream in used] == [0, 1, 0] and used[0] is used[2]  # type: ignore[attr-defined]
 
 
 def test_buckets() -> None:

@@ -7,6 +7,7 @@ over the first rows of one static cache; a batch that has shrunk moves to a smal
 runs directly, for tests; where a step cannot be captured, the runner's own decode serves.
 """
 
+import functools
 import logging
 from collections.abc import Generator, Sequence
 
@@ -18,13 +19,20 @@ from plait.engine import runner
 from plait.engine.runner import Row
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
+from plait.model.plan import needs
 from plait.model.static import StaticCache
 from plait.ops.sample import sample_ids, uniform_numbers
 
 log = logging.getLogger(__name__)
 
-# most that rows nobody uses may take of a cache
+# most that rows and room nobody uses may take of a cache
 SPARE_BYTES = 1 << 31
+
+
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream of each GPU to capture on, so that graphs share memory: PyTorch's own stays on the first GPU."""
+    return torch.cuda.Stream(device)
 
 
 def bucket(n: int) -> int:
@@ -94,14 +102,14 @@ class Step:
         # streams and graphs belong to the current GPU, which need not be the model's
         with torch.cuda.device(self.model.device):
             # compilers and libraries set themselves up on the first runs, which must not be recorded
-            aside = torch.cuda.Stream()
+            aside = capture_stream(self.model.device)
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(2):
                     self._step()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
+            with torch.cuda.graph(graph, pool=pool, stream=aside):  # type: ignore[arg-type]
                 self._step()
         self.graph = graph
 
@@ -122,6 +130,8 @@ class Steps:
         self.steps: dict[int, Step] = {}
         # experts are given their tokens by the host, in the middle of a step
         self.captures = model.device.type == "cuda" and "E" not in model.config.pattern
+        # whether the cache holds sequences that are not finished
+        self.busy = False
         self._weights: list[int] = []
 
     def serves(self, rows: Sequence[Row]) -> bool:
@@ -131,22 +141,21 @@ class Steps:
     def ready(self, batch: int, capacity: int) -> list[Step]:
         """The steps for so many sequences with so much room, smallest bucket first; what the cache held is lost.
 
+        Returns: none while others' sequences in the cache are not finished: two answers of an engine, read in turns.
         Raises: RuntimeError if one cannot be captured, or there is no memory for the cache.
         """
+        if self.busy:
+            log.warning("decoding without CUDA graphs: another answer of this engine is not finished")
+            return []
         # a graph reads the weights where they were when it was captured
         weights = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
         if weights != self._weights:
             self.steps, self._weights = {}, weights
         if self.cache is None or self.cache.batch < batch or self.cache.capacity < capacity:
-            held = (0, 0) if self.cache is None else (self.cache.batch, self.cache.capacity)
+            size = self._size(batch, capacity)
             self.steps, self.cache = {}, None
-            # room in steps of 1,024, so that the next prompt need not make it anew
-            room = max(-(-capacity // 1024) * 1024, held[1])
-            config, recipe = self.model.config, self.model.recipe
-            spare = (bucket(batch) - batch) * room * config.cost().kv_numbers_per_token * recipe.compute.itemsize
-            # rows for larger batches only where they cost little
-            size = max(bucket(batch) if spare <= SPARE_BYTES else batch, held[0]), room
-            self.cache = StaticCache(config, *size, device=self.model.device, dtype=recipe.compute)
+            config, compute = self.model.config, self.model.recipe.compute
+            self.cache = StaticCache(config, *size, device=self.model.device, dtype=compute)
         sizes = [min(bucket(batch), self.cache.batch)]
         while sizes[0] > 1:
             # a graph for every halving would take longer to capture than it saves
@@ -161,6 +170,21 @@ class Steps:
                     pool = step.graph.pool()
                 self.steps[size] = step
         return [self.steps[size] for size in sizes]
+
+    def _size(self, batch: int, capacity: int) -> tuple[int, int]:
+        """Rows and room of a new cache: what the next batches may need, and the last had, only if it costs little."""
+        # room in steps of 1,024, so that the next prompt need not make it anew
+        room, full = -(-capacity // 1024) * 1024, bucket(batch)
+        held = (0, 0) if self.cache is None else (self.cache.batch, self.cache.capacity)
+        least = self._bytes(batch, room)
+        for size in ((max(full, held[0]), max(room, held[1])), (full, room)):
+            if self._bytes(*size) - least <= SPARE_BYTES:
+                return size
+        return batch, room
+
+    def _bytes(self, rows: int, room: int) -> int:
+        n = needs(self.model.config, batch=1, context=room, width=self.model.recipe.compute.itemsize)
+        return rows * (n.kv_per_token * room + n.ssm + n.conv)
 
     def give_up(self, error: RuntimeError) -> None:
         """Leave it for this time where memory is short; else never try again: the step cannot be captured here."""
@@ -189,11 +213,13 @@ def decode(
         ladder = steps.ready(len(rows), runner.room(rows, model.config.max_context))
     except RuntimeError as error:
         steps.give_up(error)
+        ladder = []
+    if not ladder:
         yield from runner.decode(model, rows, cache, logits)
         return
     ladder[-1].cache.clear()
     ladder[-1].cache.take(cache)
-    yield from _decode(model, rows, ladder, logits, cache)
+    yield from _decode(steps, rows, ladder, logits, cache)
 
 
 def generate(model: Hybrid, rows: Sequence[Row], chunk: int, steps: Steps) -> Generator[list[int], None, None]:
@@ -225,7 +251,7 @@ def generate(model: Hybrid, rows: Sequence[Row], chunk: int, steps: Steps) -> Ge
         cache.clear()
         reads = parts([len(prompt) for prompt in prompts], chunk)
         logits = torch.cat([_read(model, prompts[part], chunk, cache, part.start) for part in reads])
-        yield from _decode(model, rows, ladder, logits, None)
+        yield from _decode(steps, rows, ladder, logits, None)
     elif short and len(rows) > 1:
         half = len(rows) // 2
         for some in (rows[:half], rows[half:]):
@@ -257,15 +283,16 @@ def _read(model: Hybrid, prompts: Sequence[Sequence[int]], chunk: int, into: Sta
 
 
 def _decode(
-    model: Hybrid, rows: Sequence[Row], ladder: list[Step], logits: Tensor, cache: Cache | None
+    steps: Steps, rows: Sequence[Row], ladder: list[Step], logits: Tensor, cache: Cache | None
 ) -> Generator[list[int], None, None]:
     """Decode what the last step's cache holds; `cache` as for `decode`, or None if nobody wants it."""
+    model, steps.busy = steps.model, True
     rows, lengths = list(rows), [len(row.prompt) for row in rows]
     step = ladder.pop()
     slots, alone = list(range(len(rows))), cache is not None and len(rows) == 1
-    step.load(rows, slots)
-    step.draw(logits)
     try:
+        step.load(rows, slots)
+        step.draw(logits)
         while True:
             drawn = step.ids.tolist()
             ids = [drawn[slot] for slot in slots]
@@ -302,6 +329,8 @@ def _decode(
             assert cache is not None
             step.cache.give(cache, slots, lengths)
         raise
+    finally:
+        steps.busy = False
     if alone:
         assert cache is not None
         step.cache.give(cache, slots, lengths)
