@@ -57,6 +57,17 @@ def test_inputs_that_lie_anyhow(device: str) -> None:
     _both(torch.randn(2, 6, 8, 5, device=device).transpose(2, 3), positions, rope)
 
 
+def test_heads_that_lie_billions_of_numbers_apart() -> None:
+    # memory that is not touched takes none
+    wide = torch.empty((1 << 31) + 8, dtype=torch.float16)
+    x = wide.as_strided((1, 1, 3, 8), (8, 8, 1 << 30, 1))
+    x.copy_(torch.randn(x.shape))
+    w, positions = inverse_frequencies(Rope(), 8)[0], torch.full((1, 1), 3)
+    with use("triton"):
+        y = rotate(x, positions, w)
+    torch.testing.assert_close(y, rotate(x.contiguous(), positions, w))
+
+
 def test_heads_in_several_programs(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     from plait.kernels.triton.rope import DEFAULTS
 

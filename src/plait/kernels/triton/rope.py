@@ -81,7 +81,7 @@ def _rotate(
     # one program: some heads of one token
     token = tl.program_id(0).to(tl.int64)
     b, t = token // L, token % L
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
     pair = tl.arange(0, PAIRS)
     at = tl.load(positions_ptr + b * positions_b + t * positions_l).to(tl.float32)
     angle = at * tl.load(frequencies_ptr + pair, mask=pair < half, other=0.0)
