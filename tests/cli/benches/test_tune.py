@@ -124,6 +124,31 @@ def test_time_that_is_up_and_kernels_that_fail_are_named(gpu: Path, monkeypatch:
     assert all("illegal memory access" in str(fact.value) for fact in broken.facts[1:-1])
 
 
+def test_what_is_tuned_first_stays_and_work_that_cannot_run_is_named(
+    gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm_of = lambda *sizes: lambda: [rms_norm(torch.randn(3, D), torch.ones(D)) for D in sizes]  # noqa: E731
+
+    def broken() -> None:
+        raise torch.OutOfMemoryError("no room for it")
+
+    work = [("first", norm_of(64)), ("broken", broken), ("second", norm_of(64, 256))]
+    monkeypatch.setattr(tune, "works", lambda *args: [tune.Work(name=name, run=run) for name, run in work])
+
+    def turned(run: Callable[[], object]) -> float:
+        """In the first work few warps are faster, in the second many."""
+        tried = tuning._trial
+        assert tried is not None
+        return tried[1]["num_warps"] * (1 if run is work[0][1] else -1) + 100
+
+    report = Drawn("tuned")
+    with use("triton"):
+        tune_all(report, TINY, tokens=(5,), batches=(1,), device="cpu", timers=(turned, turned))
+    table = {name: row["num_warps"] for name, row in json.loads(gpu.read_text()).items()}
+    assert table == {"rms_norm D=64": 4, "rms_norm D=256": 16}
+    assert [fact.value for fact in report.facts if fact.name == "broken"] == ["FAILED: no room for it"]
+
+
 def test_the_work_of_a_transformer_has_no_scan() -> None:
     config = ModelConfig.from_pattern(
         "*-",

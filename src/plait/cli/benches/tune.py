@@ -99,17 +99,24 @@ def tune_all(
     lines = [("kernel and shapes", "default", "best", "gain", "keywords")]
     begun = time.monotonic()
     for work in works(config, tokens, batches, device):
-        for kernel, classes in asked(work.run).items():
+        try:
+            launches = asked(work.run)
+        except RuntimeError as problem:
+            report.add(work.name, f"FAILED: {problem}"[:300])
+            log.warning("%s: %s", work.name, problem)
+            continue
+        for kernel, classes in launches.items():
+            # what was tuned before keeps what was found there
             new = [c for c in classes if (kernel, c) not in done]
             if not new:
                 continue
-            done |= {(kernel, c) for c in classes}
+            done |= {(kernel, c) for c in new}
             if time.monotonic() - begun > seconds:
                 report.add(f"{', '.join(new)}", "left out: the time was up")
                 continue
             timer = replay_timer if work.replays else launch_timer
             try:
-                found = tune(kernel, values(kernel), work.run, classes=classes, keep=keep, timer=timer)
+                found = tune(kernel, values(kernel), work.run, classes=new, keep=keep, timer=timer)
             except (ValueError, RuntimeError) as problem:
                 report.add(f"{', '.join(new)}", f"FAILED in {work.name}: {problem}"[:300])
                 log.warning("%s in %s: %s", kernel, work.name, problem)
