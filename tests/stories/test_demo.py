@@ -38,10 +38,12 @@ def test_the_page_is_whole_and_every_chart_is_there(told: Path) -> None:
     Balance().feed(html)
     assert not tags
     charts = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(charts) == 4 and all("polyline" in chart and "Transformer" in chart for chart in charts)
+    assert len(charts) == 6 and all("polyline" in chart for chart in charts)
+    assert ["Transformer" in chart for chart in charts] == [True] * 4 + [False] * 2
     titles = ("Loss while training", "The last half", "Decoding speed", "Cache of one sequence")
+    titles += ("Loss against size", "Becoming ternary")
     assert all(title in html for title in titles)
-    assert html.count("<section") == 6 and html.count('class="passage"') >= 1
+    assert html.count("<section") == 7 and html.count('class="passage"') >= 1
 
 
 def test_the_page_needs_no_network_and_shows_no_accident(told: Path) -> None:
@@ -77,6 +79,25 @@ def test_nothing_else_is_written(told: Path) -> None:
 
 def test_what_was_exported_loads_and_answers(told: Path) -> None:
     model = plait.load(told / "hybrid-hf", device="cpu")
+    (completion,) = plait.Engine(model).generate(
+        "def f(", plait.Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
+    )
+    assert len(completion.token_ids) == 4
+
+
+def test_fewer_bits_are_smaller_and_the_ternary_form_loads_and_answers(told: Path) -> None:
+    facts = {fact["name"]: fact["value"] for fact in json.loads((told / "report.json").read_text())["facts"]}
+    plain = "BF16" if "hybrid in BF16" in facts else "FP32"
+    sizes = [facts[f"hybrid in {name}"] for name in (plain, "int8", "int4")]
+    assert sizes == sorted(sizes, reverse=True) and facts["hybrid in ternary"] < sizes[0]
+    bits = [facts[f"hybrid in {name}, bits of a weight"] for name in ("int8", "int4")]
+    assert bits == [pytest.approx(8.25, abs=0.01), pytest.approx(4.25, abs=0.01)]
+    # an untrained miniature loses next to nothing by rounding
+    losses = [facts[f"hybrid in {name}, validation loss"] for name in (plain, "int8", "int4")]
+    assert losses[0] == pytest.approx(facts["hybrid validation loss"], rel=1e-2)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[2] == pytest.approx(losses[0], rel=5e-2)
+    model = plait.load(told / "hybrid-ternary", device="cpu")
+    assert model.recipe.name == "ternary"
     (completion,) = plait.Engine(model).generate(
         "def f(", plait.Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
     )

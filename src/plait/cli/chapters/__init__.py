@@ -1,6 +1,6 @@
 """The chapters of `plait demo`, in the order in which they are told."""
 
-from plait.cli.chapters import compare, complete, export, onward, text, train
+from plait.cli.chapters import bits, compare, complete, export, onward, text, train
 
 CHAPTERS = {
     "text": text.tell,
@@ -8,5 +8,6 @@ CHAPTERS = {
     "compare": compare.tell,
     "complete": complete.tell,
     "export": export.tell,
+    "bits": bits.tell,
     "onward": onward.tell,
 }

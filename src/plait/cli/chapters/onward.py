@@ -8,9 +8,10 @@ from plait.cli.page.blocks import Commands, Prose, Section
 
 def tell(story: Story) -> Section:
     """Commands that go on from what the demo made."""
-    model, data = (shlex.quote(str(story.out / name)) for name in ("hybrid-hf", "data"))
+    model, ternary, data = (shlex.quote(str(story.out / name)) for name in ("hybrid-hf", "hybrid-ternary", "data"))
     lines = (
         (f"plait generate {model} 'def main():'", "let the hybrid write"),
+        (f"plait generate {ternary} 'def main():'", "let its ternary form write"),
         (f"plait info {model} --context 128k", "its layers, bytes and cost"),
         ("plait info nemotron-h-8b --context 128k", "the same for a published model"),
         (f"plait convert {model} my-model --to native", "another format"),

@@ -39,7 +39,7 @@ def tell(story: Story) -> Section:
     tokenizer = Tokenizer.open(story.tokenizer)
     first = twins.hybrid(story.scale, tokenizer.vocab_size, tokenizer.eos_ids[0])
     configs = {HYBRID: first, TWIN: twins.twin(first)}
-    objective = _objective(story)
+    objective = objective_of(story)
     params = {name: config.cost().params for name, config in configs.items()}
     story.compare("parameters", {name: count(n) for name, n in params.items()}, params, "")
     if story.threads.choose() < story.threads.all:
@@ -60,7 +60,8 @@ def tell(story: Story) -> Section:
     return Section(name="train", title="Training both", blocks=_report(story, outcomes, recipe, objective))
 
 
-def _objective(story: Story) -> NextToken:
+def objective_of(story: Story) -> NextToken:
+    """Next tokens of the story's text, and the held-out tokens that every chapter validates on."""
     scale = story.scale
     loader = Loader(
         {"text": Dataset.open(story.train_data)},
