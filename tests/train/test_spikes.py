@@ -280,10 +280,34 @@ def test_a_snapshot_holds_weights_moments_and_progress(words: Dataset) -> None:
     assert progress.rollbacks == 2
 
 
+def test_what_a_run_went_back_to_is_kept_however_many_later_checkpoints_there_are(
+    words: Dataset, tmp_path: Path
+) -> None:
+    kept: list[list[str]] = []
+    guard = Spikes(action="rollback", window=16, patience=3, snapshot_every=20)
+    settings = config(54, spikes=guard, save_every=2, keep=2)
+    goal = bad(words, 50, 51, 52, factor=30.0)
+
+    def look(facts: StepFacts) -> None:
+        kept.append(steps_of(tmp_path) if facts.step > 2 else [])
+
+    train(tiny_model("M*-"), goal, settings, tmp_path, on_step=look)
+    # the first and the third spike
+    assert kept[50] == ["step-000048", "step-000050"] and kept[52] == ["step-000040"]
+
+
 def test_a_run_that_goes_back_in_vain_gives_up(words: Dataset) -> None:
     guard = Spikes(action="rollback", window=16, patience=2, snapshot_every=20)
+    draws = [draw for draw in range(45, 300) if draw % 8 < 3]
     with pytest.raises(DivergedError, match="went back 3 times to step 40"):
-        run(bad(words, *range(45, 300), factor=30.0), spikes=guard)
+        run(bad(words, *draws, factor=30.0), spikes=guard)
+
+
+def test_data_that_have_changed_for_good_are_taken_where_going_back_does_not_help(words: Dataset) -> None:
+    guard = Spikes(action="rollback", window=16, patience=2, snapshot_every=20, diverged_above=0.0)
+    outcome, _ = run(bad(words, *range(45, 300), factor=30.0), spikes=guard)
+    # two batches each before the first time and after the three
+    assert (outcome.steps, outcome.rollbacks, outcome.spikes) == (120, 3, 8)
 
 
 def test_a_diverging_run_is_stopped_with_its_last_checkpoint(words: Dataset, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Checkpoints:
         extra: dict[str, object],
         more: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Path:
-        """Write a checkpoint of this step, then delete the oldest ones beyond `keep`.
+        """Write a checkpoint of this step, then delete the oldest others beyond `keep`.
 
         Args: more: further tensors by file and name, which `resume` gives back.
         Raises: OSError with the file's name; earlier checkpoints stay.
@@ -138,7 +138,8 @@ class Checkpoints:
         with whole_folder(path, overwrite=True, replaces=lambda _: True, n_bytes=n_bytes) as aside:
             save(model, aside / "model", format="native", tokenizer=self.tokenizer)
             state.write(aside, tensors, facts)
-        for old, _ in list(self.found())[self.keep :]:
+        # a run that went back has later ones still, and must not lose this one to them
+        for old, _ in [one for one in self.found() if one[0] != path][self.keep - 1 :]:
             _remove(old)
         return path
 

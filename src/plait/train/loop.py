@@ -308,6 +308,10 @@ class _Run(Generic[B]):
         """To the last good state, on with other data."""
         snapshot, came_from = self.snapshot, self.progress.step
         assert snapshot is not None
+        if snapshot.tries >= TRIES and snapshot.progress.step == came_from:
+            log.warning("going back does not help: the data have changed at draw %d", self.progress.draws)
+            self.watch.begin_anew()
+            return
         if snapshot.tries >= TRIES:
             raise DivergedError(
                 f"diverged: went back {TRIES} times to step {snapshot.progress.step}, and spikes came again by step "

@@ -8,8 +8,8 @@ MAD is the median of the distances from the median, p90 the value that a tenth e
 deviation of normal noise, and the larger result allows for texts of several kinds. Loss and norm are known before the
 optimiser moves, so a batch that spikes leaves no trace. Several in a row are no bad batch: either the data have
 changed, and the band begins anew ("skip"), or the weights are damaged, and the run goes back to the last good ones
-("rollback"). A run has diverged when the median of its last 32 losses has long lain far above the best that it had, or
-above its first loss.
+("rollback"); if those can take none of the next batches either, three times, the data have changed after all. A run has
+diverged when the median of its last 32 losses has long lain far above the best that it had, or above its first loss.
 
 What is decided depends on the losses and norms of the steps before and on nothing else, and is saved with the run.
 
@@ -97,15 +97,19 @@ class Watch:
             self.streak += 1
             if self.settings.action == "rollback" or self.streak <= self.settings.patience:
                 return False
-            # so it is now
-            self.losses.clear()
-            self.norms.clear()
+            self.begin_anew()
         self.streak = 0
         self.losses.append(loss)
         self.norms.append(math.log(max(norm, 1e-30)))
         self.recent.append(loss)
         self._compare()
         return True
+
+    def begin_anew(self) -> None:
+        """Forget the band: the data are others now."""
+        self.losses.clear()
+        self.norms.clear()
+        self.streak = 0
 
     def _compare(self) -> None:
         if self.best is None:
