@@ -204,6 +204,50 @@ def test_runs_side_by_side_save_when_they_are_stopped(place: Path) -> None:
     assert len(list(runs.glob("*/checkpoints/step-*"))) == 2
 
 
+@pytest.mark.slow
+def test_runs_side_by_side_end_with_a_sweep_that_is_killed(place: Path) -> None:
+    words = ["sweep", "sweep.toml", "settings.run.steps=100000", "--out", "out", "--jobs", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "plait", *words])
+    runs, deadline = place / "out" / "runs", time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(runs.glob("*/metrics.jsonl"))) < 2:
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    # saved and let go of: the next sweep begins where they were
+    while time.monotonic() < deadline and len(list(runs.glob("*/checkpoints/step-*"))) < 2:
+        time.sleep(0.2)
+    assert len(list(runs.glob("*/checkpoints/step-*"))) == 2
+
+
+def test_a_run_ends_with_the_sweep_that_started_it_and_with_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait.cli.sweeps import trial
+
+    told: list[tuple[int, int]] = []
+    parents = iter([7, 7, 7, 7, 1])
+    monkeypatch.setattr(trial, "LOOK_S", 0.0)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", lambda *what: told.append(what))
+    trial.end_with(8)
+    assert next(parents) == 7
+    trial.end_with(7)
+    deadline = time.monotonic() + 20
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert told == [(os.getpid(), signal.SIGTERM)] and list(parents) == []
+
+
+def test_only_the_end_of_a_running_run_is_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait.cli.sweeps import runner
+
+    monkeypatch.setattr(runner, "END", 50)
+    path = place / "m.jsonl"
+    assert runner._last(path) is None
+    path.write_text('{"torn')
+    assert runner._last(path) is None
+    path.write_text("no json, and out of reach" * 9 + '\n{"step": 7, "loss": "nan"}\n{"step": 8, "l')
+    assert runner._last(path) == {"step": 7, "loss": "nan"}
+
+
 def test_a_run_beside_others_that_fails_says_why(place: Path) -> None:
     from plait.cli.sweeps.runner import _fail
     from plait.cli.sweeps.table import Trial

@@ -10,7 +10,7 @@ from tests.train.tiny import objective, tiny_config
 
 from plait.data.loader import Batch
 from plait.data.shards import Dataset
-from plait.train.metrics import JsonLines, StepFacts, clock, peak_flops_per_s, step_flops
+from plait.train.metrics import JsonLines, StepFacts, clock, peak_flops_per_s, read_lines, step_flops
 from plait.train.progress import Lines
 
 
@@ -56,6 +56,18 @@ def test_json_lines_hold_every_step_and_words_for_what_json_lacks(tmp_path: Path
     one, two = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert one["loss"] == 2.5 and "validation_loss" not in one
     assert two["loss"] == "nan" and two["applied"] is False
+
+
+def test_steps_that_a_run_went_back_from_are_not_read(tmp_path: Path) -> None:
+    steps = [(1, True), (2, True), (2, False), (3, True), (4, True), (4, False), (2, False), (3, True), (4, True)]
+    rows = [{"step": step, "applied": applied, "at": at} for at, (step, applied) in enumerate(steps)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "torn')
+    assert [row["at"] for row in read_lines(path)] == [0, 1, 2, 6, 7, 8]
+    # samples are taken after updates only, so that nothing else tells of going back
+    path.write_text("".join(f'{{"step": {step}, "at": {at}}}\n' for at, step in enumerate((10, 20, 30, 20, 30, 40))))
+    assert [row["at"] for row in read_lines(path)] == [0, 3, 4, 5]
+    assert read_lines(tmp_path / "nowhere") == []
 
 
 def test_plain_lines_come_now_and_then_and_for_what_matters() -> None:

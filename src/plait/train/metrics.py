@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -142,6 +142,22 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What JsonLines wrote, without steps that the run went back from and a last line that a killed process tore."""
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        # a step that was left out has the number of the one before it
+        beyond = row["step"] + (not row.get("applied", True))
+        while found and found[-1]["step"] >= beyond:
+            found.pop()
+        found.append(row)
+    return found
 
 
 def _cut(path: Path, after: int) -> None:

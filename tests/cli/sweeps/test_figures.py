@@ -71,6 +71,19 @@ def test_the_gap_over_training_is_taken_where_all_pairs_validated(tmp_path: Path
     ]
 
 
+def test_a_run_that_went_back_or_had_no_finite_loss_has_a_curve_all_the_same(tmp_path: Path) -> None:
+    curves = {"a": [(1, 2.0), (2, 2.0), (3, 2.0)], "b": [(1, 3.0), (2, 9.0), (1, 4.0), (2, "inf"), (3, 5.0)]}
+    runs = []
+    for name, points in curves.items():
+        run = done(name, 0, 1.0, folder=tmp_path)
+        run.folder.mkdir()
+        lines = [json.dumps({"step": s, "loss": 1.0, "tokens": 10 * s, "validation_loss": loss}) for s, loss in points]
+        (run.folder / "metrics.jsonl").write_text("\n".join(lines))
+        runs.append(run)
+    found = methods(runs)
+    assert [(at, one.mean) for at, one in gap_curve(found["b"], found["a"])] == [(10, 1.0), (30, 1.5)]
+
+
 def test_telemetry_is_sorted_by_quantity_and_layer(tmp_path: Path) -> None:
     lines = [
         {"step": 1, "figures": {"blocks.0.mixer.o_proj.l2": 1.0, "blocks.2.mixer.o_proj.l2": 3.0, "embed.l2": 7.0}},

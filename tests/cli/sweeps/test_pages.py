@@ -36,6 +36,7 @@ def test_gaps_and_ablations_are_told(tmp_path: Path) -> None:
     # 2.06 / 2.02 - 1 in both seeds
     assert "no <rounding> +1.98 % +1.98 % to +1.98 % worse +3.00 %" in said
     assert "How large the learning rate" not in said and "loses" not in said
+    assert f"plait train {tmp_path.as_posix()}/runs/RUN/settings.json" in said
     whole = page.read_text()
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", whole) and "<script" not in whole
     data = json.loads((tmp_path / "report.json").read_text())
@@ -72,6 +73,21 @@ def test_rates_sensitivity_and_growth_are_told(tmp_path: Path) -> None:
     assert "normed 3.900 0.01 > 0.1 > 10.00 0.433" in said
     assert "What grows before a run diverges" in said and "qkv output norm" in said
     assert "stable, 0.01" in said and "unstable, 0.1" in said
+
+
+def test_a_band_of_which_an_end_is_not_finite_is_left_out_there(tmp_path: Path) -> None:
+    sweep = Sweep(axes={"lr": [1e-3, 1e-2]}, baseline="plain")
+    runs = [done("plain", 0, loss, lr, tmp_path) for lr, loss in ((1e-3, 4.0), (1e-2, None))]
+    for run in runs:
+        run.folder.mkdir()
+        rows = [
+            {"step": s, "figures": {f"blocks.0.dt.p{p}": "inf" if (s, p) == (2, 95) else 0.1 * p for p in (5, 50, 95)}}
+            for s in range(4)
+        ]
+        (run.folder / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write(sweep, runs, [1e-3, 1e-2], report_of(sweep, runs, [1e-3, 1e-2], "t"), tmp_path)
+    corners = re.findall(r'<polygon class="band s[01]" points="([^"]*)"', page.read_text().split("Time steps dt")[1])
+    assert [len(each.split()) for each in corners] == [6, 6]
 
 
 def test_what_numbers_lose_is_told_by_tensor(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The runs of a sweep as figures to compare: losses by method, rate and seed, and curves over training."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from plait.cli.sweeps.runner import Done
 from plait.cli.sweeps.statistics import Interval, gaps, interval
-from plait.cli.sweeps.trial import rows
 from plait.train.checkpoints import flatten
+from plait.train.metrics import read_lines
 
 # final loss of each seed, None where the run diverged
 Seeds = dict[int, float | None]
@@ -92,12 +93,10 @@ def gap_curve(method: Method, baseline: Method) -> list[tuple[float, Interval]]:
 
 
 def validations(folder: Path) -> Points:
-    """(tokens, validation loss) of a run."""
-    return [
-        (float(row["tokens"]), float(row["validation_loss"]))
-        for row in rows(folder / "metrics.jsonl")
-        if "validation_loss" in row
-    ]
+    """(tokens, validation loss) of a run, where that was finite."""
+    found = [row for row in read_lines(folder / "metrics.jsonl") if "validation_loss" in row]
+    points = [(float(row["tokens"]), float(row["validation_loss"])) for row in found]
+    return [point for point in points if math.isfinite(point[1])]
 
 
 def inside(folder: Path) -> dict[str, dict[str, Points]]:
@@ -106,7 +105,7 @@ def inside(folder: Path) -> dict[str, dict[str, Points]]:
     blocks.3.mixer.q_proj.l2 is the quantity q_proj.l2 of layer 3.
     """
     found: dict[str, dict[str, Points]] = {}
-    for row in rows(folder / "telemetry.jsonl"):
+    for row in read_lines(folder / "telemetry.jsonl"):
         step = float(row["step"])
         for name, value in flatten(row.get("figures", {})).items():
             if isinstance(value, (int, float)) and abs(value) < float("inf"):

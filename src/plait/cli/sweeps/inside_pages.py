@@ -68,8 +68,9 @@ def _growth_chart(name: str, runs: dict[str, Inside]) -> Chart | None:
         if not layers:
             continue
         if name not in figures:
-            ends = [over_layers(figures[f"{name}.{end}"]) for end in ("p5", "p95") if f"{name}.{end}" in figures]
-            band = [(step, low, high) for (step, low), (_, high) in zip(*ends, strict=True)] if len(ends) == 2 else []
+            # a step at which one end is no finite number has no band
+            low, high = (dict(over_layers(figures.get(f"{name}.{end}", {}))) for end in ("p5", "p95"))
+            band = [(step, low[step], high[step]) for step in low if step in high]
             series.append(Series(name=word, index=index, points=over_layers(layers), band=band))
             continue
         if word.startswith("unstable") and len(layers) > 1:

@@ -111,7 +111,7 @@ def _runs(done: Sequence[Done]) -> Section:
 
 def _again(out: Path) -> Section:
     lines = (
-        (f"plait train {out.name}/runs/RUN/settings.json --out again", "One of the runs by itself"),
-        (f"less {out.name}/runs/RUN/metrics.jsonl", "Its loss, step by step"),
+        (f"plait train {out.as_posix()}/runs/RUN/settings.json --out again", "One of the runs by itself"),
+        (f"less {out.as_posix()}/runs/RUN/metrics.jsonl", "Its loss, step by step"),
     )
     return Section(name="again", title="Further", blocks=(Commands(lines=lines),))

@@ -1,6 +1,7 @@
 """Runs the runs of a sweep: one after the other, or some side by side; what has ended is not run again.
 
-Side by side each run is a process of its own with its share of the cores; its folder tells how far it is.
+Side by side each run is a process of its own with its share of the cores; its folder tells how far it is. Those
+processes save and end when this one has been killed.
 """
 
 import json
@@ -12,18 +13,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from plait.cli.failure import BAD_INPUT, INTERRUPTED
 from plait.cli.machine import cores
 from plait.cli.sweeps.board import Board
 from plait.cli.sweeps.table import Sweep, Trial
-from plait.cli.sweeps.trial import Result, result_of, rows, run
+from plait.cli.sweeps.trial import Result, result_of, run
 from plait.config import ConfigError
 from plait.train.checkpoints import flatten
 from plait.train.interrupt import Interrupts
 from plait.train.metrics import StepFacts, write_whole
 
 LOOK_S = 0.2
+# bytes that hold the last line of a metrics.jsonl
+END = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ def _side_by_side(waiting: list[Trial], out: Path, sweep: Sweep, board: Board, j
 
 def _start(trial: Trial, folder: Path, sweep: Sweep, jobs: int) -> "subprocess.Popen[bytes]":
     folder.mkdir(parents=True, exist_ok=True)
-    job = {"trial": asdict(trial), "keeps_weights": sweep.keep_weights}
+    job = {"trial": asdict(trial), "keeps_weights": sweep.keep_weights, "parent": os.getpid()}
     write_whole(folder / "job.json", json.dumps(job) + "\n")
     threads = str(max(1, cores() // jobs))
     command = [sys.executable, "-m", "plait.cli.sweeps.trial", str(folder)]
@@ -155,9 +159,20 @@ def _start(trial: Trial, folder: Path, sweep: Sweep, jobs: int) -> "subprocess.P
 
 
 def _look(trial: Trial, folder: Path, board: Board) -> None:
-    found = rows(folder / "metrics.jsonl")
-    if found:
-        board.step(trial, int(found[-1]["step"]), float(found[-1]["loss"]))
+    found = _last(folder / "metrics.jsonl")
+    if found is not None:
+        board.step(trial, int(found["step"]), float(found["loss"]))
+
+
+def _last(path: Path) -> dict[str, Any] | None:
+    """The newest whole line of a JSON-lines file, None without one; reads its end alone, as it is asked for often."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - END, 0))
+        whole = file.read().rpartition(b"\n")[0]
+    line = whole.rpartition(b"\n")[2]
+    return json.loads(line) if line else None
 
 
 def _fail(trial: Trial, folder: Path, status: int) -> None:

@@ -9,7 +9,7 @@ find = "largest stable"                 go on between rates until the largest st
 recipe = ["bf16", "nvfp4"]              any other setting goes by its dotted name in quotes
 seed = [0, 1, 2]
 [variants.qk_norm]                      settings that belong together; all of them, or those that `axes.variant` names
-"model.attention.norm" = "qk"
+"model.attention.qk_norm" = true
 
 A run is one choice on each axis. Its method is all of them but the seed and the learning rate.
 """

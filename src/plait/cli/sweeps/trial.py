@@ -10,21 +10,27 @@ As a program (python -m plait.cli.sweeps.trial FOLDER) it runs what FOLDER/job.j
 import contextlib
 import json
 import math
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from plait.cli import train
 from plait.cli.failure import verdict
 from plait.cli.sweeps.table import Trial
 from plait.train.loop import DivergedError
-from plait.train.metrics import Observer, write_whole
+from plait.train.metrics import Observer, read_lines, write_whole
 
 # of the training losses, whose mean is the final one where nothing is held out
 LAST = 0.1
+# seconds between looks for the parent
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +38,8 @@ class Result:
     """How a run ended.
 
     loss: validation loss at the end, or the mean over the last tenth of training; None if it diverged. first_loss: of
-    the first batch, before any update. step: updates made. seconds: of the steps. tokens_per_s: median over steps.
-    reason: of a divergence.
+    the first batch, before any update, None if that is not in metrics.jsonl. step: updates made. seconds: of the
+    steps. tokens_per_s: median over steps. reason: of a divergence.
     """
 
     status: Literal["finished", "diverged"]
@@ -57,7 +63,7 @@ def run(trial: Trial, folder: Path, keeps_weights: bool, observers: Sequence[Obs
         train.run(train.Inputs(recipe=folder / "settings.json", out=folder), observers=list(observers))
     except DivergedError as error:
         reason = str(error)
-    result = _result(rows(folder / "metrics.jsonl"), reason)
+    result = _result(read_lines(folder / "metrics.jsonl"), reason)
     if not keeps_weights:
         for name in ("checkpoints", "final"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -70,17 +76,6 @@ def result_of(folder: Path) -> Result | None:
     """The result of a run that has ended."""
     path = folder / "result.json"
     return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last one that a killed process tore is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
 
 
 def _result(steps: Sequence[dict], reason: str) -> Result:
@@ -96,7 +91,7 @@ def _result(steps: Sequence[dict], reason: str) -> Result:
     return Result(
         status="diverged" if reason else "finished",
         loss=None if reason else final,
-        first_loss=losses[0] if losses else None,
+        first_loss=losses[0] if applied and applied[0]["step"] == 1 else None,
         step=int(applied[-1]["step"]) if applied else 0,
         seconds=sum(_seconds(row, before) for before, row in zip([{}, *steps], steps, strict=False)),
         tokens_per_s=speeds[len(speeds) // 2] if speeds else 0.0,
@@ -108,8 +103,22 @@ def _seconds(row: dict, before: dict) -> float:
     return max(row["tokens"] - before.get("tokens", 0), 0) / row["tokens_per_s"]
 
 
+def end_with(parent: int) -> None:
+    """Ask this process to stop as soon as its parent is gone: a killed sweep can ask no longer, and begins anew."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # a run that somebody starts by hand has another parent
+    if os.getppid() == parent:
+        threading.Thread(target=wait, daemon=True).start()
+
+
 def _main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    end_with(job["parent"])
     try:
         run(Trial(**job["trial"]), folder, job["keeps_weights"])
     except BaseException as error:
