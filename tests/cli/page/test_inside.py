@@ -76,6 +76,22 @@ def test_what_is_not_finite_is_left_out() -> None:
     assert all("nan" not in svg and "inf" not in svg for svg in found.values())
 
 
+def test_an_end_of_a_band_that_is_not_finite_moves_no_other() -> None:
+    rows = [row(step) for step in (1, 2, 3)]
+    rows[0]["figures"]["blocks.0.dt.p95"] = "inf"  # type: ignore[index]
+    drawn = next(svg for title, svg in charts(rows).items() if title.startswith("Time step dt: median"))
+    bands = [each.split() for each in re.findall(r'<polygon class="band s\d" points="([^"]+)"', drawn)]
+    # there and back over two steps and over three, which end at the same places
+    assert [len(band) for band in bands] == [4, 6] and bands[0][0].split(",")[0] == bands[1][1].split(",")[0]
+
+
+def test_the_page_shows_what_stands_of_a_run_that_was_killed_and_went_back(tmp_path: Path) -> None:
+    lines = [json.dumps(row(step)) for step in (1, 2, 3, 2)]
+    (tmp_path / "telemetry.jsonl").write_text("\n".join([*lines, '{"step": 4, "torn']))
+    assert inside.write(tmp_path, "run", provenance(0)) is not None
+    assert "2 looks inside the model" in (tmp_path / "telemetry.html").read_text()
+
+
 def test_the_page_lies_in_the_run_and_only_where_there_is_telemetry(tmp_path: Path) -> None:
     assert inside.write(tmp_path, "run", {}) is None
     (tmp_path / "telemetry.jsonl").write_text("".join(json.dumps(row(s)) + "\n" for s in (1, 2)))

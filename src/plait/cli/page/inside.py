@@ -4,7 +4,6 @@ RUN/telemetry.jsonl -> RUN/telemetry.html. Lines over the steps, one per layer; 
 dt, of the decay exp(dt A), of state norms and of saturated gates over the heads, as of the last sample.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from plait.cli.page.blocks import Block, Chart, Prose, Section
 from plait.cli.page.chart import Axis, Series, line_chart
 from plait.cli.page.render import page, write_whole
 from plait.report import Value
+from plait.train.metrics import read_lines
 
 Row = Mapping[str, Any]
 Points = list[tuple[float, float]]
@@ -48,8 +48,7 @@ def write(folder: Path, title: str, provenance: Mapping[str, Value]) -> Path | N
 
     Returns: the page; None if the run has no telemetry.
     """
-    path = folder / "telemetry.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    rows = read_lines(folder / "telemetry.jsonl")
     if not rows:
         return None
     seconds = sum(row["seconds"] for row in rows)
@@ -113,7 +112,9 @@ def _quantiles(rows: Sequence[Row], figure: str, words: str) -> Block | None:
     low, middle, high = (_layers(rows, f"{figure}.p{p}") for p in (5, 50, 95))
     series = []
     for place, i in enumerate(_chosen(list(middle))):
-        band = [(x, a, b) for (x, a), (_, b) in zip(low.get(i, []), high.get(i, []), strict=False)]
+        # a step at which one end is no finite number has no band
+        ends = dict(high.get(i, []))
+        band = [(x, a, ends[x]) for x, a in low.get(i, []) if x in ends]
         series.append(Series(name=f"layer {i}", index=place, points=middle[i], band=band))
     if not series:
         return None
