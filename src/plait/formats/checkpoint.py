@@ -27,6 +27,7 @@ from plait.formats.tensors import LazyTensor
 from plait.formats.ternary import masters_of
 from plait.model.hybrid import Hybrid, recipe_of
 from plait.precision import RECIPES
+from plait.precision.reading import needed
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
 from plait.precision.weight_only import CODED
 
@@ -74,7 +75,7 @@ class Checkpoint(Contents):
 
     @property
     def recipe(self) -> str:
-        """Name of the number format that the model needs; "bf16" or "fp32" for none in particular."""
+        """Name (or table as JSON) of the recipe that the model needs; "bf16" or "fp32" for none in particular."""
         return self.config.recipe
 
     @property
@@ -172,7 +173,8 @@ class Checkpoint(Contents):
     def _recipe(self, recipe: str | PrecisionRecipe | None, wanted: torch.dtype | None) -> PrecisionRecipe:
         asked = None if recipe is None else recipe_of(recipe)
         is_more = asked is not None and extends(self.recipe, asked)
-        if holds_codes(self) and asked is not None and asked.name != self.recipe and not is_more:
+        is_other = asked is not None and self.recipe not in (asked.name, needed(asked))
+        if holds_codes(self) and asked is not None and is_other and not is_more:
             raise CheckpointError(
                 f"{self.folder}: its weights are {self.recipe} codes and cannot be computed as {asked.name}; "
                 "leave out the recipe, or take the checkpoint that they were made from"
@@ -228,7 +230,7 @@ def save(
     """
     source = model.origin if tokenizer is None else Path(tokenizer)
     chosen = model.recipe
-    recipe = (chosen.base or chosen.name) if chosen.is_needed else model.config.recipe
+    recipe = needed(chosen) if chosen.is_needed else model.config.recipe
     parent = {} if model.origin is None else {"parent": {"name": model.origin.resolve().name}}
     contents = Contents(
         config=replace(model.config, recipe=recipe),

@@ -171,7 +171,12 @@ def family_for(config: ModelConfig) -> tuple[Family, dict[str, object]]:
     """
     own = FAMILIES.get(config.family)
     is_packed = config.recipe == PACKED and config.family == "bitnet"
-    if config.recipe in RECIPES and RECIPES[config.recipe].weight_only and not is_packed:
+    if config.recipe not in RECIPES:
+        raise CheckpointError(
+            "Hugging Face folders cannot say that some of a model's layers are ternary or held as codes and others are "
+            "not; save as native"
+        )
+    if RECIPES[config.recipe].weight_only and not is_packed:
         raise CheckpointError(
             f"recipe {config.recipe!r}: no reader of Hugging Face folders knows these codes; save as native"
         )

@@ -19,6 +19,7 @@ from plait.formats.ternary import ternary_parts
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid
 from plait.ops.quant import quantize_groups
+from plait.precision.reading import needed
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
 from plait.precision.ternary_packed import TernaryLinear
 from plait.precision.weight_only import CODED, WeightOnlyLinear
@@ -73,7 +74,7 @@ def quantized(contents: C, recipe: PrecisionRecipe, dtype: torch.dtype | None = 
             tensors[name] = tensor.cast(torch.float32 if name.endswith(ALWAYS_FLOAT32) else wide)
     if contents.config.ties_embeddings and "head" in layers:
         tensors |= dict(_coded("head", contents.tensors["embed.weight"], layers["head"]))
-    return replace(contents, config=replace(contents.config, recipe=recipe.name), tensors=tensors)
+    return replace(contents, config=replace(contents.config, recipe=needed(recipe)), tensors=tensors)
 
 
 def _check_ternary(config: ModelConfig, recipe: PrecisionRecipe, is_ternary: bool) -> None:

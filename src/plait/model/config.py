@@ -23,8 +23,8 @@ class Frame:
     name: for people. family: whose checkpoints it is written as ("nemotron_h", "mamba2", "llama", "qwen2", "qwen3",
     "bitnet"). vocab_size, d_model: rows and width of the embedding. norm_eps: of every norm. ties_embeddings: the head
     is the embedding. residual_in_fp32: keep the stream in float32. max_context: tokens it was trained for. init_std:
-    of fresh matrices. recipe: the number format it needs, if any. bos_id, eos_ids, pad_id: token ids, None or empty
-    where there is none.
+    of fresh matrices. recipe: the precision it needs, if any: a known name, or a table as JSON (precision/reading.py).
+    bos_id, eos_ids, pad_id: token ids, None or empty where there is none.
     """
 
     name: str = ""
@@ -43,6 +43,9 @@ class Frame:
 
     def __post_init__(self) -> None:
         require(self, at_least_one=("vocab_size", "d_model", "max_context"), positive=("norm_eps", "init_std"))
+        if self.recipe.endswith(".toml"):
+            # a checkpoint must not name files of the machine that reads it
+            raise ConfigError(f"recipe={self.recipe!r}: a model names no file; write a known name or the table itself")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ last = 0.25
 fprop = ["e2m1 1x16 e4m3", "e2m1 16x16 e4m3"]
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def read(data: object, name: str = "") -> PrecisionRecipe:
     """A recipe.
 
     Args:
-        data: a known name, the path of a TOML file, or a table; see the file.
+        data: a known name, the path of a TOML file, or a table; see the file. Also a table as JSON, of `needed`.
         name: of a recipe from a table that gives none.
 
     Raises: ConfigError naming the field, the value and what is known.
@@ -96,6 +97,8 @@ def read(data: object, name: str = "") -> PrecisionRecipe:
         table = read_fields(_Table, data)
     elif str(data) in RECIPES:
         return RECIPES[str(data)]
+    elif str(data).startswith("{"):
+        table = read_fields(_Table, _json(str(data)))
     elif str(data).endswith(".toml"):
         if not Path(str(data)).is_file():
             raise ConfigError(f"recipe={data!r}: there is no such file")
@@ -144,6 +147,28 @@ def write(recipe: PrecisionRecipe) -> str | dict[str, object]:
         **({} if recipe.gradual is None else {"gradual": to_dict(recipe.gradual)}),
         **({"tensor_cores": True} if recipe.tensor_cores else {}),
     }
+
+
+def needed(recipe: PrecisionRecipe) -> str:
+    """What a checkpoint says that its model needs: a known recipe's name, or the table of another as JSON.
+
+    How it was trained is left out: switch, gradual rounding, tensor cores, compute dtype.
+    """
+    from plait.precision import RECIPES
+
+    own = replace(recipe, compute=torch.bfloat16, switch=None, gradual=None, tensor_cores=False)
+    for name in (own.name, own.base, *RECIPES):
+        known = RECIPES.get(name)
+        if known is not None and (known.rules, known.copies_head) == (own.rules, own.copies_head):
+            return name
+    return json.dumps(write(own))
+
+
+def _json(text: str) -> Mapping[str, object]:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"recipe={text[:80]!r}: a table as JSON that cannot be read: {error}") from None
 
 
 def _check_gradual(rules: tuple[Rule, ...]) -> None:
