@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from plait.ops.fp8 import dequantize_fp8, quantize_fp8
+from plait.precision import three
 from plait.precision.format import LinearFormat, TensorFormat
 from plait.precision.linear import Linear
 from plait.precision.moment import Moment
@@ -282,3 +283,62 @@ def test_a_gradual_layer_ends_as_the_rounded_one_bit_for_bit() -> None:
     whole = passes(x, w, dy, call)
     # rows that stay high, and the weight gradient, do not know of it
     assert torch.equal(y[:, 20:], whole[0][:, 20:]) and torch.equal(dw, whole[2]) and not torch.equal(dx, whole[1])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_projections_of_one_input_share_its_codes(name: str) -> None:
+    T, K, N = 128, 128, 256
+    form, w, dy = FORMATS[name], torch.randn(3, N, K), torch.randn(3, T, N).bfloat16()
+    x, kept = torch.randn(T, K).bfloat16(), {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() != w.untyped_storage().data_ptr():
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    def grads(shared: bool) -> list[Tensor]:
+        ws = list(w.requires_grad_()) if shared else [one.clone().requires_grad_() for one in w.detach()]
+        ys = [three_gemms(x if shared else x.clone(), one, Call(form, name=str(i))) for i, one in enumerate(ws)]
+        return [*ys, *torch.autograd.grad(ys, ws, list(dy))]
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        together = grads(shared=True)
+    assert sum(kept.values()) == kept_bytes(form, T, K, N), "as much as a single layer keeps"
+    assert all(torch.equal(a, b) for a, b in zip(together, grads(shared=False), strict=True))
+
+
+def test_what_was_shared_is_forgotten_when_its_input_changes_or_ends() -> None:
+    x, w = torch.randn(32, 64), torch.randn(48, 64)
+    first = three_gemms(x, w, Call(NV4))
+    x.mul_(-1)
+    assert torch.equal(three_gemms(x, w, Call(NV4)), -first)
+    with torch.inference_mode():
+        y = torch.randn(32, 64)
+        second = three_gemms(y, w, Call(NV4))
+        assert torch.equal(three_gemms(y.neg_(), w, Call(NV4)), -second)
+    three_gemms(x, w, Call(NV4))
+    assert three._latest
+    del x
+    assert not three._latest, "nothing of a finished forward pass stays in memory"
+
+
+def test_layers_that_read_one_input_by_chance_do_not_share_it() -> None:
+    chance = replace(NV4, fprop=(replace(NV4.fprop[0], rounding="stochastic"), NV4.fprop[1]))  # type: ignore[type-var]
+    x, w = torch.randn(32, 64), torch.randn(48, 64)
+    assert not torch.equal(three_gemms(x, w, Call(chance, name="q")), three_gemms(x, w, Call(chance, name="k")))
+
+
+def test_weights_are_rounded_by_chance_alike_in_all_parts_of_a_step_and_tokens_are_not() -> None:
+    """Parts are spread over processes: their copies of a weight must agree, while the tokens of each are its own."""
+    x, w = torch.randn(32, 64), torch.randn(48, 64)
+    form = TensorFormat(element="e2m1", scale="block", block=(1, 16), scale_element="e4m3", rounding="stochastic")
+    for pair, same in (((None, form), True), ((form, None), False)):
+        a, b = (three_gemms(x, w, Call(LinearFormat(fprop=pair), part=part)) for part in (0, 1))
+        assert torch.equal(a, b) == same
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_tokens_give_no_outputs_and_no_gradient(name: str) -> None:
+    w = torch.randn(256, 128)
+    y, dx, dw = passes(torch.empty(2, 0, 128), w, torch.empty(2, 0, 256), Call(FORMATS[name]))
+    assert y.shape == (2, 0, 256) and dx.shape == (2, 0, 128) and torch.equal(dw, torch.zeros_like(w))

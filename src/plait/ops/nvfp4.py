@@ -60,7 +60,7 @@ def quantize_nvfp4(
     if hadamard is not None:
         x = hadamard16(x, hadamard)
     amax_b = block_amax(x, block)
-    amax = amax_b.amax()
+    amax = amax_b.amax() if amax_b.numel() else amax_b.new_zeros(())
     amax = torch.where(amax.isfinite(), amax, torch.nan)
     G = global_scale(amax)
     scales = encode((amax_b * (G * (1.0 / 6.0))).clamp(max=448.0), "e4m3")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Moment:
-    """seed: of the run. draw: steps tried so far, skipped ones included. part: which micro-batch of the step.
+    """seed: of the run. draw: steps tried so far, skipped ones included. part: which micro-batch of the step, counted
+    over all processes: each has other tokens and draws other numbers for them; weights are rounded alike in all parts.
 
     is_late: whether the recipe's late switch is on. share: how far a gradual recipe rounds weights, 1 wholly.
     """

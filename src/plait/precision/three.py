@@ -4,7 +4,7 @@
 
 Weights are rounded anew in the backward pass, from the same masters; of the input only what the weight gradient needs
 is kept: its codes and scales, 1 byte a number in FP8 and 9/16 in NVFP4, where bfloat16 keeps 2 (and 2 for each
-weight).
+weight). Projections of one input (q, k and v; up and gate) share its codes.
 
 Shapes   x (..., K), w (N, K), y (..., N); T tokens are summed over in the weight gradient, padded with zeros to whole
          blocks.
@@ -12,6 +12,7 @@ Numbers  products in x.dtype with float32 sums; gradients of weights in w.dtype.
 Source   NVIDIA 2025, arXiv:2509.25149 figure 5; arXiv:2504.03624 section 2.4.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -48,7 +49,9 @@ class Call:
         """The seed of an operand's stochastic rounding; None where nothing is random."""
         if form is None or form.rounding != "stochastic":
             return None
-        return stream(self.seed, f"{self.name} {operand} {self.part}", self.draw)
+        # tokens of every part draw their own numbers; the weight is the same matrix in all of them
+        part = "" if operand.endswith(".w") else f" {self.part}"
+        return stream(self.seed, f"{self.name} {operand}{part}", self.draw)
 
     @property
     def tokens_in_block(self) -> int:
@@ -78,7 +81,7 @@ def _three_gemms(x: Tensor, w: Tensor, call: Call) -> Tensor:
         y = _ThreeGemms.apply(x, w, call)
         assert isinstance(y, Tensor)
         return y
-    return _forward(x.flatten(0, -2), w, call)[0].view(*x.shape[:-1], w.shape[0])
+    return _forward(x, w, call, keeps=False)[0].view(*x.shape[:-1], w.shape[0])
 
 
 # the compiler would make each step's random seeds a program of their own
@@ -88,14 +91,12 @@ _opaque: Callable[[Tensor, Tensor, Call], Tensor] = torch.compiler.disable(_thre
 class _ThreeGemms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, call: Call) -> Tensor:  # type: ignore[no-untyped-def, override]
-        x_TK = x.flatten(0, -2)
-        y, rounded = _forward(x_TK, w, call)
+        y, kept = _forward(x, w, call, keeps=w.requires_grad)
         ctx.call, ctx.kept, tensors = call, None, []
-        if w.requires_grad:
-            kept = _kept(x_TK, rounded, call)
+        if kept is not None:
             ctx.kept, tensors = (kept.form, kept.is_packed, kept.is_turned), [*kept.tensors]
             if call.n_high and kept.form is not None:
-                tensors.append(x_TK)
+                tensors.append(x.flatten(0, -2))
         ctx.save_for_backward(w, *tensors)
         return y.view(*x.shape[:-1], w.shape[0])
 
@@ -128,19 +129,54 @@ class _ThreeGemms(torch.autograd.Function):
         return dx, dw, None
 
 
-def _forward(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Operand]:
-    """y (T, N), and the rounded x."""
-    form, n = call.form, w.shape[0] - call.n_high
-    native = is_native(form.fprop, x.device)
-    packed = native or (form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x))
-    rounded = round_to(form.fprop[0], x, packed=packed, seed=call.key(form.fprop[0], "fprop.x"))
-    weight = _weight(w[:n], call, "fprop", x.dtype, packed=native)
+def _forward(x: Tensor, w: Tensor, call: Call, *, keeps: bool) -> tuple[Tensor, Operand | None]:
+    """y (T, N), and what the weight gradient will need of x (..., K)."""
+    n, x_TK = w.shape[0] - call.n_high, x.flatten(0, -2)
+    rounded, kept = _read(x, call, keeps=keeps)
+    weight = _weight(w[:n], call, "fprop", x.dtype, packed=is_native(call.form.fprop, x.device))
     if call.watch is not None:
-        tell(call.watch, "x", x, rounded)
+        tell(call.watch, "x", x_TK, rounded)
         tell(call.watch, "w", w[:n], weight)
     # only here may sums keep fewer bits: gradients are smaller, and summed over more
     y = product(rounded, weight, x.dtype, fast=True)
-    return (torch.cat([y, x @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), rounded
+    return (torch.cat([y, x_TK @ w[n:].to(x.dtype).t()], dim=1) if call.n_high else y), kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An input, how it was read, and what it was rounded to."""
+
+    x: weakref.ref[Tensor]
+    how: tuple[object, ...]
+    operands: tuple[Operand, Operand | None]
+
+
+# the latest only, and no longer than its input lives
+_latest: list[_Read] = []
+
+
+def _read(x: Tensor, call: Call, *, keeps: bool) -> tuple[Operand, Operand | None]:
+    """x (..., K) rounded for the forward product, and transposed to be kept for the weight gradient."""
+    form, x_TK = call.form, x.flatten(0, -2)
+    how = (form.fprop, form.wgrad, keeps, None if x.is_inference() else x._version)
+    # a copy of the list: other threads may change it
+    for latest in tuple(_latest):
+        if latest.x() is x and latest.how == how:
+            return latest.operands
+    packed = is_native(form.fprop, x.device) or (form.fprop[0] == form.wgrad[1] and call.shares(form.fprop[0], x_TK))
+    seeds = call.key(form.fprop[0], "fprop.x"), call.key(form.wgrad[1], "wgrad.x")
+    rounded = round_to(form.fprop[0], x_TK, packed=packed, seed=seeds[0])
+    kept = _kept(x_TK, rounded, call) if keeps else None
+    _latest.clear()
+    # each layer has chances of its own; plain numbers are x itself; inference counts no changes
+    plain = rounded.form is None or (kept is not None and kept.form is None)
+    if seeds == (None, None) and not plain and not x.is_inference():
+        _latest.append(_Read(weakref.ref(x, _forget), how, (rounded, kept)))
+    return rounded, kept
+
+
+def _forget(x: weakref.ref[Tensor]) -> None:
+    _latest[:] = [read for read in _latest if read.x is not x]
 
 
 def _weight(w: Tensor, call: Call, name: Literal["fprop", "dgrad"], dtype: torch.dtype, *, packed: bool) -> Operand:
