@@ -187,7 +187,7 @@ def test_what_a_device_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         device.ready(model, model.recipe, torch.device("mps"))
     strict = replace(model.recipe, tensor_cores=True)
     with pytest.raises(
-        ConfigError, match=r"blocks\.2\.mixer\.in_proj computes e4m3 tensor with e4m3 tensor, for which cpu"
+        ConfigError, match=r"blocks\.2\.mixer\.in_proj computes e4m3 tensor with e4m3 tensor to bfloat16, for which cpu"
     ):
         device.ready(model, strict, cpu)
 
@@ -207,6 +207,65 @@ def test_a_model_is_saved_as_what_it_needs(tmp_path: Path) -> None:
     for name, kept in (("fp8", "bf16"), ("ternary", "ternary")):
         plait.save(build(config("M-"), name), tmp_path / name, format="native")
         assert plait.load(tmp_path / name).config.recipe == kept
+
+
+@pytest.mark.parametrize("base", ["ternary", "int8", "bf16"])
+def test_a_model_of_which_some_layers_are_ternary_or_codes_is_saved_as_such(tmp_path: Path, base: str) -> None:
+    """A name alone would say that all of them are."""
+    import plait
+    from plait.formats.error import CheckpointError
+
+    rule = {"role": "mlp.*", "format": "ternary" if base == "bf16" else "bf16"}
+    model = build(config("M-"), read({"base": base, "rules": [rule], "gradual": None, "switch": None}), seed=1)
+    plait.save(model, tmp_path / "x", format="native")
+    again = plait.load(tmp_path / "x")
+    assert again.recipe.rules == model.recipe.rules
+    for (_, mine, _), (_, theirs, _) in zip(places(model), places(again), strict=True):
+        assert type(mine) is type(theirs) and getattr(mine, "number_format", 0) == getattr(theirs, "number_format", 0)
+    plait.save(again, tmp_path / "y", format="native")
+    ids = torch.arange(8)[None]
+    assert torch.equal(plait.load(tmp_path / "y")(ids).logits, again(ids).logits)
+    with pytest.raises(CheckpointError, match="cannot say that some of a model's layers are ternary or held as codes"):
+        plait.save(again, tmp_path / "hf", format="hf")
+
+
+def test_a_checkpoint_names_no_file_of_the_machine_that_reads_it() -> None:
+    with pytest.raises(ConfigError, match=r"recipe='/etc/mine\.toml': a model names no file"):
+        config("M-", recipe="/etc/mine.toml")
+    for text in ("{", '{"rules": 3}', '{"a":' * 100_000):
+        with pytest.raises(ConfigError, match="rules|JSON"):
+            recipe_of(text)
+
+
+def test_a_recipe_that_rounds_nothing_of_a_model_is_refused() -> None:
+    """Four products are all of them first or last: an "fp8" run would be a bfloat16 one, and nobody would know."""
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match="'fp8': its rules leave all 5 linear layers in the compute dtype"):
+        device.ready(build(config("M-"), "fp8"), RECIPES["fp8"], cpu)
+    plain = read({"base": "bf16", "rules": [{"role": "mlp.*", "format": "bf16"}]})
+    assert device.ready(build(config("M-"), plain), plain, cpu).emulated == 0
+
+
+def test_tensor_cores_multiply_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_native", lambda pair, device: True)
+    half = replace(RECIPES["mxfp8"], tensor_cores=True)
+    whole = replace(half, compute=torch.float32)
+    assert device.ready(build(config("M-"), half), half, torch.device("cpu")).emulated == 0
+    with pytest.raises(ConfigError, match="to float32, for which cpu has no tensor cores"):
+        device.ready(build(config("M-"), whole), whole, torch.device("cpu"))
+
+
+def test_numbers_of_products_may_be_written_with_a_point() -> None:
+    assert not Rule(first=2.0, format=HIGH).matches("mlp.up_proj", Place(i=2, n=100, b=0, B=1))
+    assert Rule(first=1.0, format=HIGH).matches("mlp.up_proj", Place(i=99, n=100, b=0, B=1)), "all of them"
+
+
+def test_formats_are_checked_wherever_they_were_written() -> None:
+    turned = TensorFormat(element="e2m1", scale="block", block=(1, 16), scale_element="e4m3", hadamard=True)
+    with pytest.raises(ValueError, match="a rotation cancels only if both operands have it"):
+        Rule(format=LinearFormat(wgrad=(turned, None)))
+    with pytest.raises(ValueError, match="e2m1 has a scale for each block"):
+        Rule(format=LinearFormat(fprop=(None, TensorFormat(element="e2m1", scale="tensor"))))
 
 
 def test_formats_with_nothing_to_say_are_high() -> None:

@@ -36,7 +36,8 @@ def ready(model: nn.Module, recipe: PrecisionRecipe, device: torch.device) -> Pr
         model: built in `recipe`.
         device: where it is.
 
-    Raises: ConfigError naming format, device and what to do; BackendError if the device rounds wrongly.
+    Raises: ConfigError naming format, device and what to do, also where the recipe's rules leave no layer to round;
+        BackendError if the device rounds wrongly.
     """
     high = native = emulated = 0
     wanted: set[TensorFormat] = set()
@@ -49,16 +50,22 @@ def ready(model: nn.Module, recipe: PrecisionRecipe, device: torch.device) -> Pr
             if None in pair:
                 high += pair == (None, None)
                 emulated += pair != (None, None)
-            elif is_native(pair, device):
+            elif is_native(pair, device) and recipe.compute == torch.bfloat16:
                 native += 1
             elif recipe.tensor_cores:
                 spelled = " with ".join(str(form) for form in pair)
+                dtype = str(recipe.compute).removeprefix("torch.")
                 raise ConfigError(
-                    f"precision {recipe.name!r}: {name} computes {spelled}, for which {device} has no tensor cores; "
-                    "leave out tensor_cores=true to emulate it, or choose another format"
+                    f"precision {recipe.name!r}: {name} computes {spelled} to {dtype}, for which {device} has no "
+                    "tensor cores; leave out tensor_cores=true to emulate it, or choose another format"
                 )
             else:
                 emulated += 1
+    if not wanted and any(rule.format != HIGH for rule in recipe.rules):
+        raise ConfigError(
+            f"precision {recipe.name!r}: its rules leave all {high // 3} linear layers in the compute dtype, so that "
+            "nothing is rounded; take a larger model, rules of your own with keeps_rules=false, or precision 'bf16'"
+        )
     floats = [form for form in wanted if form.element in ("e4m3", "e5m2", "e2m1")]
     if floats:
         if device.type not in DEVICES:

@@ -192,6 +192,7 @@ class LinearFormat:
             if len({form is not None and form.hadamard for form in pair}) > 1:
                 raise ValueError(f"{product} = ({spelled}): a rotation cancels only if both operands have it")
         for name, form in self.operands.items():
+            form.check()
             if not name.endswith(".w") and (form.block[0] > 1 or form.element in ("ternary", "int4")):
                 raise ValueError(f"{name} = {str(form)!r}: tokens take blocks of one row, and no ternary or int4 codes")
             if name.endswith(".w") and form.scale == "token":

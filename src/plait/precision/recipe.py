@@ -58,6 +58,7 @@ class Rule:
             if value < 0 or (value > 1 and value != int(value)):
                 raise ValueError(f"{name}={value}: give a number of products, or a share of all between 0 and 1")
         _blocks(self.blocks, 1)
+        self.format.check()
 
     def matches(self, role: str, place: Place | None) -> bool:
         """Whether a layer is meant; without a place, rules for places are not."""
@@ -216,7 +217,7 @@ class PrecisionRecipe:
 def _count(share: int | float, n: int) -> int:
     """How many of n: a number as it is, a share rounded up."""
     # 0.07 of 100 is 7.000000000000001 in binary
-    return share if isinstance(share, int) else math.ceil(round(share * n, 9))
+    return int(share) if isinstance(share, int) or share > 1 else math.ceil(round(share * n, 9))
 
 
 def _blocks(text: str, n: int) -> frozenset[int]:
