@@ -22,14 +22,23 @@ class _Rows:
     n: int
 
     def read(self, start: int, count: int) -> Tensor:
-        return self.make(self.first, self.n).flatten()[start : start + count]
+        for rows, made in tuple(_made):
+            if rows is self:
+                return made[start : start + count]
+        made = self.make(self.first, self.n).flatten()
+        _made[:] = [(self, made)]
+        return made[start : start + count]
 
     def drop(self, start: int, count: int) -> None:
-        """Nothing to do: what was read is the reader's."""
+        _made[:] = [(rows, made) for rows, made in _made if rows is not self or start + count < made.numel()]
+
+
+# what was made last: large tensors are read in pieces, which would each make all of it again
+_made: list[tuple[_Rows, Tensor]] = []
 
 
 def computed(shape: tuple[int, ...], dtype: torch.dtype, make: Make, rows_at_once: int = 0) -> LazyTensor:
-    """A tensor that is made when it is read; nothing is kept.
+    """A tensor that is made when it is read; of all of them one at a time is kept, until it was read to its end.
 
     Args:
         shape, dtype: of it.
