@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.cli.sweeps.test_figures import done
 
+from plait.cli.sweeps.gap_pages import _short
 from plait.cli.sweeps.pages import report_of, write
 from plait.cli.sweeps.runner import Done
 from plait.cli.sweeps.table import Sweep
@@ -41,6 +42,10 @@ def test_gaps_and_ablations_are_told(tmp_path: Path) -> None:
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", whole) and "<script" not in whole
     data = json.loads((tmp_path / "report.json").read_text())
     assert [run["status"] for run in data["runs"]].count("diverged") == 1
+
+
+def test_ticks_of_tokens_say_what_they_are() -> None:
+    assert [_short(n) for n in (500, 2500, 10_000, 1_250_000)] == ["500", "2.5k", "10k", "1.25M"]
 
 
 def stability_runs(folder: Path) -> list[Done]:

@@ -119,4 +119,4 @@ def _ablations(ablations: list[Method], reference: Method, baseline: Method) -> 
 
 
 def _short(tokens: float) -> str:
-    return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens / 1e3:,.0f}k" if tokens >= 1e3 else f"{tokens:g}"
+    return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens / 1e3:g}k" if tokens >= 1e3 else f"{tokens:g}"
