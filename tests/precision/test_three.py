@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plait.ops.fp8 import dequantize_fp8, quantize_fp8
 from plait.precision import three
-from plait.precision.format import LinearFormat, TensorFormat
+from plait.precision.format import HIGH, LinearFormat, TensorFormat
 from plait.precision.linear import Linear
 from plait.precision.moment import Moment
 from plait.precision.operand import product, round_to
@@ -228,9 +228,9 @@ def test_without_a_gradient_nothing_is_kept_and_few_rows_are_served() -> None:
 class Between(torch.nn.Module):
     """A layer between two elementwise functions."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: LinearFormat = NV4) -> None:
         super().__init__()
-        self.layer = Linear(64, 32, number_format=NV4)
+        self.layer = Linear(64, 32, number_format=form, parts=(("x", 24), ("dt", 8)))
         torch.nn.init.normal_(self.layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -252,6 +252,18 @@ def test_the_compiler_makes_no_program_per_step() -> None:
         assert torch.equal(y, module(x))
         y.sum().backward()
     assert len(graphs) == 2, "what lies before and after the layer, once"
+
+
+def test_compiled_layers_of_one_kind_compute_each_in_its_own_format() -> None:
+    """Blocks share what is compiled; that the first one computes in bfloat16 says nothing of the others."""
+    x = torch.randn(2, 16, 64)
+    for form in (HIGH, NV4, TENSORWISE, BITLINEAR, HIGH, replace(NV4, dgrad=(None, None))):
+        module = Between(form)
+        module.compile(dynamic=True, backend="eager")
+        assert torch.equal(module(x), module.forward(x)), form
+        module.layer.late_format = HIGH
+        module.layer.moment.is_late = True
+        assert torch.equal(module(x), module.forward(x)), "late"
 
 
 @pytest.mark.parametrize("name", ["ternary", "nvfp4"])

@@ -5,6 +5,8 @@
 Numbers  the weight is cast to x.dtype at each call, so float32 masters train a bfloat16 model without autocast.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
         self.role, self.parts = role, parts
-        self.number_format = self.late_format = number_format
+        self._formats = number_format, number_format
+        self._is_plain = number_format == HIGH, number_format == HIGH
         self.name, self.moment = "", Moment()
         self.watch: Watch | None = None
 
@@ -49,17 +52,35 @@ class Linear(nn.Module):
         """(d_out, d_in)."""
         return self.weight.shape[0], self.weight.shape[1]
 
+    @property
+    def number_format(self) -> LinearFormat:
+        """Of its products."""
+        return self._formats[0]
+
+    @number_format.setter
+    def number_format(self, form: LinearFormat) -> None:
+        self._formats, self._is_plain = (form, self._formats[1]), (form == HIGH, self._is_plain[1])
+
+    @property
+    def late_format(self) -> LinearFormat:
+        """After the recipe's late switch."""
+        return self._formats[1]
+
+    @late_format.setter
+    def late_format(self, form: LinearFormat) -> None:
+        self._formats, self._is_plain = (self._formats[0], form), (self._is_plain[0], form == HIGH)
+
     def n_high(self, form: LinearFormat) -> int:
         """Trailing rows that a format leaves as they are."""
         return sum(rows for name, rows in self.parts if name in form.high)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) to (..., d_out), in x.dtype."""
-        form = self.late_format if self.moment.is_late else self.number_format
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if form == HIGH:
+        # the compiler looks at these two again at every call; what it finds in a format, it takes for all layers' own
+        if self._is_plain[self.moment.is_late]:
             return linear(x, self.weight.to(x.dtype), bias)
-        y = three_gemms(x, self.weight, self._call(form))
+        y = _opaque(self, x)
         return y if bias is None else y + bias
 
     @torch.no_grad()
@@ -77,3 +98,12 @@ class Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"
+
+
+def _rounded(layer: Linear, x: Tensor) -> Tensor:
+    form = layer.late_format if layer.moment.is_late else layer.number_format
+    return three_gemms(x, layer.weight, layer._call(form))
+
+
+# the compiler would also make each step's random seeds a program of their own
+_opaque: Callable[[Linear, Tensor], Tensor] = torch.compiler.disable(_rounded)  # type: ignore[assignment]

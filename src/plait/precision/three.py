@@ -13,7 +13,6 @@ Source   NVIDIA 2025, arXiv:2509.25149 figure 5; arXiv:2504.03624 section 2.4.
 """
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,19 +72,11 @@ def three_gemms(x: Tensor, w: Tensor, call: Call) -> Tensor:
 
     Returns: (..., N) in x.dtype.
     """
-    return _opaque(x, w, call)
-
-
-def _three_gemms(x: Tensor, w: Tensor, call: Call) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
         y = _ThreeGemms.apply(x, w, call)
         assert isinstance(y, Tensor)
         return y
     return _forward(x, w, call, keeps=False)[0].view(*x.shape[:-1], w.shape[0])
-
-
-# the compiler would make each step's random seeds a program of their own
-_opaque: Callable[[Tensor, Tensor, Call], Tensor] = torch.compiler.disable(_three_gemms)  # type: ignore[assignment]
 
 
 class _ThreeGemms(torch.autograd.Function):
