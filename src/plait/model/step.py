@@ -95,8 +95,12 @@ def _tape(model: Model, cache: Cache) -> Tape | None:
         tape = cache.tape[1]
         if tape is None or (tape.batch == cache.batch and tape.is_fresh()):
             return tape
-    cache.tape = (model, _capture(model, cache))
-    return cache.tape[1]
+    tape = _capture(model, cache)
+    if not tape.is_fresh():
+        # rounded copies were there, but their masters have changed unseen
+        tape = _capture(model, cache)
+    cache.tape = (model, tape)
+    return tape
 
 
 def _capture(model: Model, cache: Cache) -> Tape:

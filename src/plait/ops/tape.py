@@ -4,9 +4,10 @@ A tape is a list of records for kernels/native/decode.cpp: linear layers with wh
 the convolution's and the state's step, attention over the cache. Layers write their records in `_capture` at the end of
 their files; model/step.py asks for the tape of a cache and runs it.
 
-    tape = Tape(batch, compute)
+    tape = Tape(batch, compute, model.rounded, Watch(model.modules()))
+    tape.embed(model.embed)
     h = tape.linear(up_proj, tape.rows(tape.x, norm=norm))
-    tape.linear(down_proj, tape.rows(h, activation="relu2"), onto=tape.x)
+    tape.linear(down_proj, tape.rows(h, source="relu2"), onto=tape.x)
 
 Shapes   B rows (at most MOST_ROWS), D channels.
 Numbers  activations float32 from the embedding to the logits, bfloat16 at the input of int4 products and of batches
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.ops.dispatch import native_serves
-from plait.ops.watch import Watch
+from plait.ops.watch import TURNS, Watch, news
 from plait.ops.weights import Rounded, UnfitError, Weights
 
 MOST_ROWS = 16
@@ -82,7 +83,9 @@ class Tape:
             raise UnfitError
         from plait.kernels.native import decode
 
-        self._native, self._watch, self._turn = decode, watch, 0
+        self._native, self._watch = decode, watch
+        # the first look is at everything
+        self._turn, self._told = -1, news()
         self.batch, self.compute, self.weights = batch, compute, Weights(compute, rounded)
         self._words = array("q")
         self._links: list[Link] = []
@@ -234,10 +237,18 @@ class Tape:
     # ---- use
 
     def is_fresh(self) -> bool:
-        """Whether the model is as it was; drops rounded copies whose masters have changed unseen."""
+        """Whether the model is as it was; see ops/watch.py for when it is looked at.
+
+        Drops rounded copies whose masters have changed unseen.
+        """
+        told, self._told = self._told, news()
+        self._turn += 1
+        if not self.weights.has_copies():
+            return False
+        if told == self._told and self._turn % TURNS:
+            return True
         if not self._watch.is_same() or not self.weights.is_fresh():
             return False
-        self._turn += 1
         if self._native.copies_hold(self.weights.pairs, self._turn):
             return True
         self.weights.forget_copies()

@@ -2,10 +2,10 @@
 
 Weights are read in place, so a change of their values shows at the next token. Where they are float32 masters of a
 model that computes in bfloat16, a rounded copy is kept for reading, and made anew when they have changed; training
-drops the copies (half of the masters' size). PyTorch counts changes, but not those through `.data`: for these each
-token compares a few numbers of every copy with its master, others than the token before. A change of a whole matrix
-shows at once; one of a few numbers may not, so follow it with `model.rounded.clear()`, or change `p` itself under
-`torch.no_grad()`.
+drops the copies (half of the masters' size). PyTorch counts changes, but not those through `.data`: for these a few
+numbers of every copy are compared with its master, others each time. All this is looked at when a cache decodes its
+first token, and then at every 32nd: a change of a whole matrix shows there. One of a few numbers through `.data`
+may not, so follow it with `model.rounded.clear()`, or change `p` itself under `torch.no_grad()`.
 """
 
 from array import array
@@ -35,25 +35,35 @@ class Weights:
         self._read: list[Home] = []
         self._addresses: list[int] = []
         self._absent: list[Home] = []
-        self._copies: list[tuple[Home, nn.Module, Copy]] = []
+        # what was at the addresses stays until its going is noticed
+        self._alive: list[Tensor] = []
+        self._copies: list[tuple[nn.Module, Copy]] = []
         # of each copy: its master's address, its own, how many numbers
         self.pairs = array("q")
 
+    def has_copies(self) -> bool:
+        """Whether the model has kept its rounded copies: training drops all of them."""
+        # one stands for all
+        return all(self._rounded.get(module) is copy for module, copy in self._copies[:1])
+
     def is_fresh(self) -> bool:
         """Whether all parameters are where they were, and PyTorch has counted no change of rounded copies' masters."""
-        # fused optimizers do not count versions: training drops the copies, and who had them must notice that too
+        try:
+            addresses = [home[name].data_ptr() for home, name in self._read]  # type: ignore[union-attr]
+        except (AttributeError, KeyError):
+            return False  # one was taken away
         return (
-            [home[name].data_ptr() for home, name in self._read] == self._addresses  # type: ignore[union-attr]
+            addresses == self._addresses
             and all(home.get(name) is None for home, name in self._absent)
+            # fused optimizers do not count versions, but who trains has dropped the copies
             and all(
-                home[name] is copy[0] and _version(copy[0]) == copy[1][0] and self._rounded.get(module) is copy
-                for (home, name), module, copy in self._copies
+                _version(copy[0]) == copy[1][0] and self._rounded.get(module) is copy for module, copy in self._copies
             )
         )
 
     def forget_copies(self) -> None:
         """Drop the copies that are read: their masters have other values."""
-        for _, module, copy in self._copies:
+        for module, copy in self._copies:
             if self._rounded.get(module) is copy:
                 del self._rounded[module]
 
@@ -105,7 +115,7 @@ class Weights:
         state, copy = (_version(w), self._address(module, "weight", w)), self._rounded.get(module)
         if copy is None or copy[0] is not w or copy[1] != state:
             copy = self._rounded[module] = (w, state, w.detach().to(torch.bfloat16))
-        self._copies.append(((_home(module, "weight"), "weight"), module, copy))
+        self._copies.append((module, copy))
         self.pairs.extend((w.data_ptr(), copy[2].data_ptr(), w.numel()))
         return copy[2]
 
@@ -119,6 +129,7 @@ class Weights:
     def _address(self, module: nn.Module, name: str, t: Tensor) -> int:
         self._read.append((_home(module, name), name))
         self._addresses.append(t.data_ptr())
+        self._alive.append(t.detach())
         return t.data_ptr()
 
 

@@ -1,6 +1,7 @@
 """The operations of one token equal their references in float64: convolution, state, attention."""
 
 import random
+from array import array
 
 import pytest
 import torch
@@ -148,3 +149,28 @@ def test_random_shapes_agree(n_shapes: int) -> None:
         length = rng.choice([1, 2, 63, 64, 65, 257, 700])
         P = rng.choice([rng.randint(1, 90), 32 * rng.randint(1, 4)])
         check_attention(B, length, K * rng.randint(1, 6), K, P, dtype, rng.random() < 0.5)
+
+
+def test_copies_are_compared_with_their_masters() -> None:
+    from plait.kernels.native.decode import copies_hold
+
+    master = torch.randn(50)
+    for number, other, holds in (
+        (1.5, 1.5, True),
+        (1.5, -1.5, False),
+        (float("inf"), float("inf"), True),
+        (float("nan"), float("nan"), True),
+        (float("nan"), 1.5, False),
+        (float("nan"), float("inf"), False),
+        (1.5, float("nan"), False),
+    ):
+        pair = master.fill_(number), torch.full((50,), other, dtype=torch.bfloat16)
+        assert copies_hold(array("q", [*(t.data_ptr() for t in pair), 50]), 3) is holds, (number, other)
+    # of several, one
+    right = torch.randn(33)
+    kept = right.bfloat16()
+    words = [right.data_ptr(), kept.data_ptr(), 33]
+    assert copies_hold(array("q", words), 0) and not copies_hold(
+        array("q", [*words, *(t.data_ptr() for t in pair), 50]), 0
+    )
+    assert copies_hold(array("q"), 0)

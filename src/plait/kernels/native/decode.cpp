@@ -88,7 +88,7 @@ struct Pair {
   int64_t n;
 };
 extern "C" void copies_hold(const Pair *pairs, int64_t n, int64_t turn, int64_t *held) {
-  constexpr uint64_t PLACES = 2;
+  constexpr uint64_t PLACES = 4;
   *held = 1;
   for (int64_t i = 0; i < n; i++)
     for (uint64_t p = 0; p < PLACES; p++) {
@@ -98,6 +98,9 @@ extern "C" void copies_hold(const Pair *pairs, int64_t n, int64_t turn, int64_t 
       const float master = pairs[i].master[at];
       bf16 rounded;
       store1(&rounded, master);
-      if (rounded.bits != pairs[i].copy[at].bits && master == master) *held = 0;
+      const uint16_t copy = pairs[i].copy[at].bits;
+      // what is no number has many forms
+      const bool same = master == master ? rounded.bits == copy : (copy & 0x7fff) > 0x7f80;
+      if (!same) *held = 0;
     }
 }
