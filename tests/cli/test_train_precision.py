@@ -45,6 +45,20 @@ def test_a_recipe_of_ones_own_trains_and_its_run_is_repeated_from_its_folder(
     assert load_model(place / "run" / "final", device="cpu").config.recipe == "bf16"
 
 
+def test_a_ternary_model_is_not_trained_as_if_it_were_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its masters mean nothing unrounded; what came out would be saved as ternary again."""
+    assert launch(["train", "recipe.toml", "precision=ternary", *WIDE, "run.steps=1", "--out", "a"]) == 0
+    text = (place / "recipe.toml").read_text()
+    start = text.replace(text[text.index("[model") : text.index("[data")], '[model]\ncheckpoint = "a/final"\n')
+    (place / "on.toml").write_text(start)
+    capsys.readouterr()
+    assert launch(["train", "on.toml", "run.steps=1", "--out", "b"]) != 0
+    assert "the model is a 'ternary' one" in capsys.readouterr().err and not (place / "b").exists()
+    assert launch(["train", "on.toml", "precision=ternary", "run.steps=1", "--out", "b"]) == 0
+    assert launch(["train", "recipe.toml", "model.recipe=ternary", *WIDE, "--out", "c"]) != 0
+    assert 'or model.recipe = "bf16"' in capsys.readouterr().err
+
+
 def test_a_table_in_the_runs_own_file_is_the_same(place: Path) -> None:
     (place / "mine.toml").write_text(MINE)
     text = (place / "recipe.toml").read_text().replace('precision = "fp32"\n', "")

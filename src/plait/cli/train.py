@@ -26,7 +26,7 @@ from plait.formats.checkpoint import Checkpoint, CheckpointError
 from plait.formats.checkpoint import load as load_model
 from plait.formats.checkpoint import save as save_model
 from plait.model.config import ModelConfig
-from plait.model.hybrid import Hybrid, build
+from plait.model.hybrid import Hybrid, build, recipe_of
 from plait.precision.device import ready
 from plait.report import Report, provenance
 from plait.train.checkpoints import Checkpoints, flatten, sweep
@@ -81,6 +81,13 @@ def opened(recipe: TrainRecipe) -> Opened:
     device = _device(recipe.device)
     read, vocab_size = (conversations if recipe.objective == "sft" else tokens)(recipe)
     config = recipe.model.config(vocab_size)
+    needs = recipe_of(config.recipe)
+    if needs.is_needed and not needs.weight_only and not recipe.precision.is_needed:
+        raise ConfigError(
+            f"precision={recipe.precision.name!r}: the model is a {needs.name!r} one, whose weights are another model "
+            f'in any other precision; set precision = "{needs.name}"'
+            + ("" if recipe.model.checkpoint else ', or model.recipe = "bf16" for one that is not')
+        )
     objective = read(config)
     with torch.device("meta"):
         model = Hybrid(config, recipe.precision)
