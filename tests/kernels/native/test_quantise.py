@@ -127,3 +127,11 @@ def test_two_threads_give_the_bits_of_one() -> None:
         assert torch.equal(compute()[0], one)
     finally:
         torch.set_num_threads(1)
+
+
+def test_looking_whether_a_matrix_fits_copies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait.kernels.native import quantise
+
+    monkeypatch.setattr(quantise, "matrix", None)  # which copies
+    assert quantise.fits(torch.randn(64, 512)[:, ::2], (1, 16), transposed=True, rotated=True, random=True)
+    assert not quantise.fits(torch.randn(18, 512)[:, ::2], None, transposed=True, random=True)

@@ -51,15 +51,15 @@ def fits(
     """Whether the kernels take x; else the reference does, or says what is wrong."""
     if not x.numel() or (transposed and x.dim() != 2):
         return False
+    shape = x.mT.shape if transposed else x.shape
     if block is not None:
-        shape = x.mT.shape if transposed else x.shape
         if not set(block) <= set(SIDES) or len(shape) < 1 + (block[0] > 1) or shape[-1] % block[1]:
             return False
         if block[0] > 1 and shape[-2] % block[0]:
             return False
-    m = matrix(x, transposed)
-    along = m.sizes[0] if m.flipped else m.sizes[1]
-    return along % (16 if rotated else 4 if m.flipped and random else 1) == 0
+    # as `matrix` will see it, without its copy
+    flipped = transposed != (not x.is_contiguous() and x.dim() == 2 and x.mT.is_contiguous())
+    return shape[-1] % (16 if rotated else 4 if flipped and random else 1) == 0
 
 
 def amax(m: Matrix, signs: tuple[int, ...] | None = None) -> Tensor:
