@@ -15,12 +15,14 @@ SHARED_BYTES = 227 * 1024
 ROOT = Path(__file__).resolve().parents[3]
 
 
+# two minutes of a core, and many more where others work
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_kernel_compiles_for_the_gpu_and_fits(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("launches.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=280)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=840)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert not [line for line in lines if "failed" in line]
