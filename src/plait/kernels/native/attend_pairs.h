@@ -5,6 +5,7 @@
 // rounded to bfloat16 (weights before they are summed, so that they still add up to one), scores and sums are float32.
 #pragma once
 #include "attend.h"
+#include "gemv.h"
 
 #if defined(__AVX512BF16__)
 

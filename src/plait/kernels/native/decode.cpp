@@ -5,7 +5,6 @@
 // operations.h.
 // Threads take work in pieces, so that a disturbed processor does not hold up the others.
 #include "operations.h"
-// operations.h first, for the warnings that it silences
 #include <sched.h>
 
 #include <atomic>

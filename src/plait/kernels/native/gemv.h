@@ -10,11 +10,6 @@
 // Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs, and
 // int8 with x in 16-bit steps of each group's largest value, exact in 32 bits.
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12 warns of its own intrinsics, which leave unused lanes undefined
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include "vec.h"
 
 enum Format : int64_t { FP32, BF16, INT8, INT4, TERNARY };  // TERNARY: see ternary.h

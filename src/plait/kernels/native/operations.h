@@ -4,11 +4,10 @@
 // spans) every thread computes for itself at the start of the linear layer that reads it: one barrier less. Activations
 // are float32, (B, width) each.
 #pragma once
-#include "gemv.h"
-// gemv.h first: it silences gcc 12 about its own headers
 #include <vector>
 
 #include "attend_pairs.h"
+#include "gemv.h"
 #include "step.h"
 #include "ternary.h"
 

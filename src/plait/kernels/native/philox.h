@@ -6,11 +6,6 @@
 // stands in the high half is never read.
 // Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12 takes the "undefined" vectors of its own headers for variables that were forgotten
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include "vec.h"
 
 constexpr int HALF = W / 2;  // 64-bit lanes in a vector

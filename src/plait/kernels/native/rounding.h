@@ -6,11 +6,6 @@
 // y is held to the largest number before, NaN stays NaN. A code is a sign bit before the whole number
 // q + (steps of the exponent above the smallest) 2^(mantissa bits), q = |number| / step.
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12 takes the "undefined" vectors of its own headers for variables that were forgotten
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include "vec.h"
 
 template <int M_, int SMALLEST, int LARGEST>

@@ -4,6 +4,11 @@
 // only where the compiler would not find the instruction. Half-precision memory is read to float32 and rounded to
 // nearest even when written.
 #pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12 warns of its own intrinsics, which leave unused lanes undefined
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <cmath>
 #include <cstdint>
 #include <cstring>
