@@ -28,6 +28,20 @@ def test_operations_stay_callable_after_their_files_are_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_models_and_machines_do_without_the_compiler_until_it_is_asked_for() -> None:
+    # it takes two seconds and 150 MB
+    code = """
+import sys, torch, plait, plait.engine.engine, plait.train.loop
+from plait.model.layers.mlp import MLP
+config = plait.ModelConfig(d_model=32, vocab_size=64, layers=(MLP(d_ff=32),))
+for recipe in ("bf16", "ternary"):
+    plait.build(config, recipe)(torch.zeros(1, 4, dtype=torch.long))
+heavy = {"torch._dynamo", "torch._inductor", "triton", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_ternary_codes_and_back() -> None:
     codes, descale = plait.quant.ternary.quantize(torch.tensor([[0.9, -0.2], [-3.0, 0.1]]))
     assert codes.dtype == torch.int8 and codes.tolist() == [[1, 0], [-1, 0]]

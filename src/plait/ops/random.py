@@ -66,8 +66,11 @@ def philox(key: Word, c0: Word, c1: Word, c2: Word, c3: Word) -> tuple[Word, Wor
     return c0, c1, c2, c3
 
 
-@torch.compiler.assume_constant_result
 def _name_words(name: str) -> tuple[int, int]:
     # Python's own hash of a string differs from process to process
     digest = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     return digest & _MASK, digest >> 32
+
+
+# what torch.compiler.assume_constant_result does; to call it would import the compiler, 150 MB
+_name_words._dynamo_marked_constant = True  # type: ignore[attr-defined]

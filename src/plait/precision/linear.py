@@ -5,8 +5,6 @@
 Numbers  the weight is cast to x.dtype at each call, so float32 masters train a bfloat16 model without autocast.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +78,13 @@ class Linear(nn.Module):
         # the compiler looks at these two again at every call; what it finds in a format, it takes for all layers' own
         if self._is_plain[self.moment.is_late]:
             return linear(x, self.weight.to(x.dtype), bias)
-        y = _opaque(self, x)
+        if torch.compiler.is_compiling():
+            # here, since it brings the compiler: 150 MB and two seconds that other models do without
+            from plait.precision.uncompiled import three_gemms_of
+
+            y = three_gemms_of(self, x)
+        else:
+            y = three_gemms(x, self.weight, self.call())
         return y if bias is None else y + bias
 
     @torch.no_grad()
@@ -91,6 +95,10 @@ class Linear(nn.Module):
             return None
         return ternary(self.weight[: self.shape[0] - self.n_high(form)], self._call(form).parts)[0]
 
+    def call(self) -> Call:
+        """What the three products need to know at this moment."""
+        return self._call(self.late_format if self.moment.is_late else self.number_format)
+
     def _call(self, form: LinearFormat) -> Call:
         m = self.moment
         segments = tuple(rows for name, rows in self.parts if name not in form.high)
@@ -98,12 +106,3 @@ class Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"
-
-
-def _rounded(layer: Linear, x: Tensor) -> Tensor:
-    form = layer.late_format if layer.moment.is_late else layer.number_format
-    return three_gemms(x, layer.weight, layer._call(form))
-
-
-# the compiler would also make each step's random seeds a program of their own
-_opaque: Callable[[Linear, Tensor], Tensor] = torch.compiler.disable(_rounded)  # type: ignore[assignment]
