@@ -160,7 +160,7 @@ def main() -> None:
     """Read the arguments, do it, print the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--chunk", type=int, default=1024)
+    parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--check", type=int, default=20_000, help="length at which pieces and the whole are compared")
     parser.add_argument("--d-model", type=int, default=384)
     parser.add_argument("--save", type=Path, help="also write the report as JSON lines")
