@@ -29,9 +29,9 @@ def test_a_flag_without_use_names_the_benches_that_take_it(what: str, flags: dic
 
 
 def test_flags_with_a_use_pass() -> None:
-    Inputs(what="device", tune=True, model="45m", tokens=(64,))
-    Inputs(what="twin", depth=(0,), batch=2, steps=3, chart="x.svg", rounds=2, threads=1)
-    Inputs(what="ops", against=("fla",), tokens=(8,))
+    assert Inputs(what="device", tune=True, model="45m", tokens=(64,)).tokens == (64,)
+    assert Inputs(what="twin", depth=(0,), batch=2, steps=3, chart="x.svg", rounds=2, threads=1).chart == "x.svg"
+    assert Inputs(what="ops", against=("fla",), tokens=(8,)).against == ("fla",)
 
 
 def test_the_table_names_flags_and_benches_that_exist() -> None:

@@ -1,4 +1,5 @@
 import random
+import threading
 import time
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_walking_away_from_an_endless_iteration_is_clean(datasets):
     batches = loader(datasets).iterate()
     next(batches)
     batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("plait-loader")]
 
 
 def test_phases_are_respected(datasets):

@@ -128,7 +128,9 @@ def test_a_misspelled_optional_field_is_named(wrong: str, right: str, tmp_path: 
 
 
 def test_fields_of_other_programs_are_no_misspellings(tmp_path: Path) -> None:
-    _config(tmp_path, **LLAMA, use_cache=True, pretraining_tp=1, attention_dropout=0.0, transformers_version="5")
+    plain = _config(tmp_path, **LLAMA)
+    others = {"use_cache": True, "pretraining_tp": 1, "attention_dropout": 0.0, "transformers_version": "5"}
+    assert _config(tmp_path, **LLAMA, **others) == plain
 
 
 def test_stops_of_the_generation_config_are_added(tmp_path: Path) -> None:

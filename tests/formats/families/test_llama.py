@@ -114,7 +114,7 @@ def test_windows_in_use_are_refused(fields: dict[str, object], tmp_path: Path) -
     ],
 )
 def test_windows_that_are_not_used_are_fine(fields: dict[str, object], tmp_path: Path) -> None:
-    read(tmp_path, "qwen2", **fields)
+    assert read(tmp_path, "qwen2", **fields) == read(tmp_path, "qwen2")
 
 
 def _with(config: ModelConfig, **changes: object) -> ModelConfig:
