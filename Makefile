@@ -77,7 +77,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 	    $$python -m pip --python $(BIN)/python install -q --ignore-installed pip; }; \
 	fi; \
 	$(INSTALL_$(PLAIT_TORCH))
-	@$(BIN)/python -m pip install -q -c .venv/constraints.txt -e '.[dev,train]'
+	@$(BIN)/python -m pip install -q -c .venv/constraints.txt -e '.[dev,train,compress,serve]'
 	@touch $@
 
 # torch first and by itself, so that no other package's wish can choose its build
