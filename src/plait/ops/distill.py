@@ -14,6 +14,7 @@ Numbers  products in h.dtype and g.dtype, softmax and sums in float32 (float64 f
 Source   Hinton et al. 2015, arXiv:1503.02531 section 2; Muralidharan et al. 2024, arXiv:2407.14679 (forward KL alone).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -83,10 +84,33 @@ def _(
     scale: float | Tensor = 1.0,
 ) -> Taught:
     _check(h, w, g, v, targets, temperature, share)
+    g, v_low = g.detach(), v.detach().to(g.dtype)
+
+    def score_of(part: slice) -> ScoreRows:
+        teacher = g[part] @ v_low.T
+        return lambda z, rows: _block(z, teacher[rows], targets[part][rows], temperature, share)
+
+    return in_slices(h, w, score_of, share, scale)
+
+
+# logits of a few rows and which rows of the slice they are -> summed (cross-entropy, divergence); the logits become
+# d loss / d logits
+ScoreRows = Callable[[Tensor, slice], Tensor]
+
+
+def in_slices(
+    h: Tensor, w: Tensor, score_of: Callable[[slice], ScoreRows], share: float, scale: float | Tensor
+) -> Taught:
+    """The loss of a head whose logits exist for one slice of tokens at a time.
+
+    Args:
+        h, w, share, scale: of `distillation`.
+        score_of: asked once for each slice of tokens, says what scores its rows.
+    """
     # inside the function, a parameter asks for its gradient even when nobody will want it
     wants = torch.is_grad_enabled()
     wanted = (wants and h.requires_grad, wants and w.requires_grad)
-    loss, ce, kl = _Sliced.apply(h, w, g.detach(), v.detach(), targets, temperature, share, *wanted)  # type: ignore[misc]
+    loss, ce, kl = _Sliced.apply(h, w, score_of, share, *wanted)  # type: ignore[misc]
     return Taught(loss * scale, ce * scale, kl * scale)
 
 
@@ -96,24 +120,21 @@ class _Sliced(torch.autograd.Function):
         ctx: FunctionCtx,
         h: Tensor,
         w: Tensor,
-        g: Tensor,
-        v: Tensor,
-        targets: Tensor,
-        temperature: float,
+        score_of: Callable[[slice], ScoreRows],
         share: float,
         wants_dh: bool,
         wants_dw: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        w_low, v_low = w.to(h.dtype), v.to(g.dtype)
+        w_low = w.to(h.dtype)
         dh = torch.empty_like(h) if wants_dh else None
         dw = torch.zeros(w.shape, dtype=wide(h), device=w.device) if wants_dw else None
         # cross-entropy and divergence
         sums = torch.zeros(2, dtype=wide(h), device=h.device)
         for part in slices(h.shape[0], SLICE_LOGITS // w.shape[0]):
-            z, teacher = h[part] @ w_low.T, g[part] @ v_low.T
+            z, score = h[part] @ w_low.T, score_of(part)
             # the softmaxes of a few rows stay in a CPU's cache; their gradient takes the place of the student's logits
             for rows in slices(z.shape[0], (BLOCK_LOGITS if z.is_cpu else SLICE_LOGITS) // z.shape[1]):
-                sums += _block(z[rows], teacher[rows], targets[part][rows], temperature, share)
+                sums += score(z[rows], rows)
             if dh is not None:
                 torch.mm(z, w_low, out=dh[part])
             if dw is not None:
@@ -132,7 +153,7 @@ class _Sliced(torch.autograd.Function):
         return (
             None if dh is None else (dh * grad).to(dh.dtype),
             None if dw is None else (dw * grad).to(ctx.dtype),  # type: ignore[attr-defined]
-            *(None,) * 7,
+            *(None,) * 4,
         )
 
 
@@ -162,8 +183,13 @@ def _check(h: Tensor, w: Tensor, g: Tensor, v: Tensor, targets: Tensor, temperat
             f"student {tuple(h.shape)} over a vocabulary of {w.shape[0]}, teacher {tuple(g.shape)} over {v.shape[0]}: "
             "both must have read the same tokens and speak the same vocabulary"
         )
+    check_mixture(temperature, share)
+    check_targets(h, targets, w.shape[0])
+
+
+def check_mixture(temperature: float, share: float) -> None:
+    """Raises: ValueError for a temperature or share outside its range."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature}: must be above 0; 1 compares the models as they are")
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: the divergence's part of the loss lies between 0 and 1")
-    check_targets(h, targets, w.shape[0])
