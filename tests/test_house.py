@@ -28,7 +28,7 @@ LAW: dict[str, set[str]] = {
     "curate": {"engine", "report"},
     "evals": {"engine", "report"},
     "tune": {"train", "engine", "data"},
-    "compress": {"train", "formats", "model", "ops"},
+    "compress": {"train", "formats", "data", "model", "precision", "ops", "config", "report"},
 }
 # who stands above the law; `plait` itself is the file of lazy public names
 FREE = {"cli", "__main__", "plait"}

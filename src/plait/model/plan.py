@@ -41,11 +41,17 @@ class Machine:
         return min(2 * GIB, self.memory // 10)
 
 
-# memory as the driver reports it, bandwidth of the datasheet, bfloat16 speed that large products reach
+# memory as the driver reports it to a program, less than the box says (RTX 5090: 31.36 of 32 GiB); bandwidth of the
+# datasheet; bfloat16 speed that large products reach: measured for H200, about 80 % of the datasheet's for the others
 MACHINES = {
     "h200": Machine(memory=139 * GIB, bandwidth=4.8e12, flops=790e12),
     "h100": Machine(memory=79 * GIB, bandwidth=3.35e12, flops=750e12),
     "a10g": Machine(memory=22 * GIB, bandwidth=0.6e12, flops=70e12),
+    "b200": Machine(memory=178 * GIB, bandwidth=8e12, flops=1800e12),
+    "a100": Machine(memory=79 * GIB, bandwidth=2.04e12, flops=250e12),
+    "l40s": Machine(memory=round(44.4 * GIB), bandwidth=0.864e12, flops=290e12),
+    "rtx5090": Machine(memory=round(31.36 * GIB), bandwidth=1.79e12, flops=168e12),
+    "rtx4090": Machine(memory=round(23.64 * GIB), bandwidth=1.01e12, flops=132e12),
 }
 
 
@@ -155,19 +161,19 @@ def needs(
         matrix_flops=2 * matrices,
         head_flops=2 * table,
         key_flops=cost.flops_per_token_per_key,
-        scan_flops=sum(_scan_flops(spec) for spec in config.layers),
+        scan_flops=sum(scan_flops(spec) for spec in config.layers),
         state_flops=6 * cost.ssm_numbers,
     )
 
 
 def prefill_s(n: Needs, machine: Machine) -> float:
     """Seconds to read the context of one sequence, at least."""
-    return _bound(sum(n.prefill_flops()), n.prefill_bytes(), machine)
+    return bound_s(sum(n.prefill_flops()), n.prefill_bytes(), machine)
 
 
 def decode_s(n: Needs, machine: Machine) -> float:
     """Seconds of one decode step over the batch, at least."""
-    return sum(_bound(f, b, machine) for f, b in zip(n.decode_flops(), n.decode_bytes(), strict=True))
+    return sum(bound_s(f, b, machine) for f, b in zip(n.decode_flops(), n.decode_bytes(), strict=True))
 
 
 def max_batch(n: Needs, machine: Machine, reserve: int | None = None) -> int:
@@ -211,14 +217,18 @@ def rate(n: Needs, machine: Machine, answer: int, reserve: int | None = None) ->
     )
 
 
-def _bound(flops: float, n_bytes: float, machine: Machine) -> float:
+def bound_s(flops: float, n_bytes: float, machine: Machine) -> float:
+    """Seconds that so many operations and bytes take at least.
+
+    Raises: ValueError if the machine's speed is not known.
+    """
     if machine.flops is None or machine.bandwidth is None:
         raise ValueError("the machine's speed is not known; name a machine instead of a size")
     return max(flops / machine.flops, n_bytes / machine.bandwidth)
 
 
-def _scan_flops(spec: LayerSpec) -> int:
-    """Of one token of a prompt in a layer, by products over chunks."""
+def scan_flops(spec: LayerSpec) -> int:
+    """FLOPs of a layer's scan for one token of a prompt, by products over chunks."""
     if not isinstance(spec, Mamba2):
         return 0
     inside = 2 * spec.chunk * (spec.n_groups * spec.d_state + spec.d_inner)

@@ -1,0 +1,1 @@
+"""Smaller models from trained ones, to a budget: scores, search, cuts, distillation."""
