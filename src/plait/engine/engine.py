@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from plait.engine import graph
-from plait.engine.request import Completion, FinishReason, Sampling
+from plait.engine.core import Core
+from plait.engine.request import Completion, FinishReason, Load, Request, Sampling
 from plait.engine.runner import Row, decode, groups, prefill, room
 from plait.engine.sampler import Draw
+from plait.engine.sequence import Delta, Handle
 from plait.engine.session import Session
 from plait.engine.stop import TextGate
 from plait.model.cache import Cache
@@ -59,6 +62,38 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
         self._captured = graph.Steps(model)
+        self._core = Core(model, self._choice, max_batch, prefill_chunk)
+
+    def submit(self, request: Request) -> Handle:
+        """Take a request into the running batch, at the next `step`.
+
+        Raises: ValueError naming what is wrong with it: ids that are none, or a prompt that the cache cannot hold.
+        """
+        self.encode(request.prompt_ids, "prompt_ids")
+        return self._core.submit(request)
+
+    def step(self) -> list[Delta]:
+        """Read some of the waiting prompts and make a token of every running answer.
+
+        Returns: what came of it, at most one delta for each answer; an answer's last has a finish_reason.
+        """
+        return self._core.step()
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request; the next step gives its last deltas. Nothing if it has ended."""
+        self._core.cancel(handle)
+
+    def cancel_all(self) -> None:
+        """End all requests."""
+        self._core.cancel_all()
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._core.has_work()
+
+    def load(self) -> Load:
+        """How busy it is, and counters."""
+        return self._core.load()
 
     def generate(
         self,
@@ -122,6 +157,14 @@ class Engine:
             if not 0 <= token_id < n_ids:
                 raise ValueError(f"{where}[{at}] is token id {token_id}; the model's ids run from 0 to {n_ids - 1}")
         return ids
+
+    def _choice(self, request: Request, index: int) -> Row:
+        """The row of a request's answer."""
+        sampling, ids = request.sampling, list(request.prompt_ids)
+        if index and sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + index)
+        n_cached = 0 if request.session is None else request.session.reusable(ids)
+        return self._row(ids, sampling, n_cached)
 
     def _row(self, ids: list[int], sampling: Sampling, n_cached: int = 0) -> Row:
         tokenizer, config = self.tokenizer, self.model.config
