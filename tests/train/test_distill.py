@@ -1,17 +1,18 @@
 """Distillation as an objective: what it minimises, what it leaves alone, and that a run with it resumes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests.train.test_loop import Stop, config, equal, weights
-from tests.train.tiny import VOCAB, objective, tiny_model
+from tests.train.tiny import VOCAB, objective, tiny_config, tiny_model
 
 from plait.data.packing import IGNORED
 from plait.data.shards import Dataset
 from plait.model.config import ModelConfig
 from plait.model.hybrid import build
-from plait.train.distill import Distill
+from plait.train.distill import Distill, Streams
 from plait.train.loop import train
 from plait.train.metrics import StepFacts
 from plait.train.objective import mean_loss
@@ -87,3 +88,42 @@ def test_what_cannot_teach_is_refused(words: Dataset) -> None:
         Distill(goal, student, share=-1.0)
     with pytest.raises(ValueError, match="temperature=0.0"):
         Distill(goal, student, temperature=0.0)
+
+
+def test_streams_are_nothing_for_a_part_that_was_cut_out_unchanged(words: Dataset) -> None:
+    teacher, goal = tiny_model(), objective(words)
+    (batch,) = goal.batches(0)
+    streams = Streams(weight=0.5, pairs=((1, 1), (4, 4)))
+    same = Distill(goal, teacher, streams=streams).loss(tiny_model().requires_grad_(), batch, 1.0)
+    assert float(same.metrics["streams"]) == 0
+    other = tiny_model(seed=3)
+    found = Distill(goal, teacher, streams=streams).loss(other, batch, 1.0)
+    plain = Distill(goal, teacher).loss(other, batch, 1.0)
+    assert float(found.value.detach()) == pytest.approx(
+        float(plain.value.detach()) + 0.5 * float(found.metrics["streams"]), rel=1e-6
+    )
+
+
+def test_streams_compare_the_kept_channels_of_the_paired_layers(words: Dataset) -> None:
+    teacher, goal = tiny_model("M-*-"), objective(words)
+    narrow = replace(tiny_config("M-"), d_model=3)
+    student, (batch,) = build(narrow, "fp32", seed=2), goal.batches(0)
+    channels = (30, 2, 7)
+    goal_of = Distill(goal, teacher, streams=Streams(weight=1.0, pairs=((1, 2), (2, 4)), channels=channels))
+    found = goal_of.loss(student, batch, 0.25)
+    counted = batch.targets != IGNORED
+    with torch.no_grad():
+        x, y = (m(batch.ids, starts=batch.starts, output_hidden_states=True).hidden_states for m in (student, teacher))
+    by_hand = 0.0
+    for i, j in ((1, 2), (2, 4)):
+        for ours, theirs in zip(x[i][counted].double(), y[j][counted].double(), strict=True):
+            theirs = theirs[list(channels)]
+            by_hand += float((ours - theirs).square().sum() / theirs.square().sum()) / 2
+    assert float(found.metrics["streams"]) == pytest.approx(0.25 * by_hand, rel=1e-5)
+    found.value.backward()
+    assert goal_of.identity() != Distill(goal, teacher).identity()
+    for wrong in (Streams(weight=1.0, pairs=((3, 2),), channels=channels), Streams(weight=1.0, pairs=((1, 1),))):
+        with pytest.raises(ValueError, match="pairs: |channels: "):
+            Distill(goal, teacher, streams=wrong).loss(student, batch, 1.0)
+    with pytest.raises(ValueError, match="weight=-1"):
+        Streams(weight=-1.0, pairs=((1, 1),))

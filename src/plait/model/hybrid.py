@@ -23,6 +23,7 @@ from plait.model.layers import KINDS
 from plait.model.step import step
 from plait.ops.attention import document_cuts
 from plait.ops.distill import Taught, distillation
+from plait.ops.distill_top import top_distillation
 from plait.ops.linear import linear
 from plait.ops.loss import IGNORED, linear_cross_entropy
 from plait.ops.norm import add_rms_norm
@@ -258,6 +259,29 @@ class Hybrid(nn.Module):
         heads = self.head_weight, teacher.head_weight
         states = x.flatten(0, 1), heads[0], taught.flatten(0, 1), heads[1]
         return distillation(*states, targets.flatten(), temperature=temperature, share=share, scale=scale)
+
+    def told_sum(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        answers: tuple[Tensor, Tensor, Tensor],
+        *,
+        temperature: float = 1.0,
+        share: float = 1.0,
+        scale: float = 1.0,
+    ) -> Taught:
+        """`taught_sum` from answers that a teacher gave before.
+
+        Args:
+            x: (B, L, D) from `hidden`.
+            targets: (B, L) int64; -100 is left out.
+            answers: ids and log-probabilities (B, L, K) of its likeliest tokens, log-probability (B, L) of all others.
+            temperature, share, scale: see `top_distillation`.
+        """
+        flat = [one.flatten(0, 1) for one in (x, *answers, targets)]
+        x, ids, log_p, log_rest, targets = flat
+        how = {"temperature": temperature, "share": share, "scale": scale}
+        return top_distillation(x, self.head_weight, ids, log_p, log_rest, targets, **how)
 
     def _check(self, input_ids: Tensor, mask: Tensor | None, starts: Tensor | None, cache: Cache | None) -> None:
         if input_ids.dim() != 2 or input_ids.numel() == 0:
