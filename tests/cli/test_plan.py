@@ -74,7 +74,7 @@ def test_a_checkpoint_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     ("words", "says"),
     [
         (["nemotron-h-8b", "--device", "h20"], "device='h20' is unknown; did you mean h200?"),
-        (["nemotron-h-8b", "--device", "toaster"], "known: h200, h100, a10g, this, or a memory such as 24GiB"),
+        (["nemotron-h-8b", "--device", "toaster"], "rtx4090, a10g, this, or a memory such as 24GiB"),
         (["nemotron-h-8b", "--device", "24 parsecs"], "is not a size in bytes"),
         (["nemotron-h-8b", "--recipe", "int5"], "did you mean"),
         (["nemotron-h-9b"], "did you mean nemotron-h-8b"),

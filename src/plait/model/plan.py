@@ -44,14 +44,14 @@ class Machine:
 # memory as the driver reports it to a program, less than the box says (RTX 5090: 31.36 of 32 GiB); bandwidth of the
 # datasheet; bfloat16 speed that large products reach: measured for H200, about 80 % of the datasheet's for the others
 MACHINES = {
+    "b200": Machine(memory=178 * GIB, bandwidth=8e12, flops=1800e12),
     "h200": Machine(memory=139 * GIB, bandwidth=4.8e12, flops=790e12),
     "h100": Machine(memory=79 * GIB, bandwidth=3.35e12, flops=750e12),
-    "a10g": Machine(memory=22 * GIB, bandwidth=0.6e12, flops=70e12),
-    "b200": Machine(memory=178 * GIB, bandwidth=8e12, flops=1800e12),
     "a100": Machine(memory=79 * GIB, bandwidth=2.04e12, flops=250e12),
     "l40s": Machine(memory=round(44.4 * GIB), bandwidth=0.864e12, flops=290e12),
     "rtx5090": Machine(memory=round(31.36 * GIB), bandwidth=1.79e12, flops=168e12),
     "rtx4090": Machine(memory=round(23.64 * GIB), bandwidth=1.01e12, flops=132e12),
+    "a10g": Machine(memory=22 * GIB, bandwidth=0.6e12, flops=70e12),
 }
 
 
