@@ -16,7 +16,7 @@ from plait.cli.benches import frozen, limits, shapes
 from plait.cli.benches.peers import Peers
 from plait.cli.benches.sides import OURS, Side, add_median, add_ratio, add_share, alternate, timed
 from plait.cli.benches.theirs import Continued
-from plait.model.cache import Cache
+from plait.compress.stopwatch import filled
 from plait.model.hybrid import Hybrid
 from plait.report import Report, provenance
 
@@ -127,24 +127,3 @@ def _their_steps(theirs: torch.nn.Module, vocab_size: int, depth: int, batch: in
 def _per_step(run: Callable[[], object], count: int) -> Side:
     whole = timed(run)
     return lambda: whole() / count
-
-
-def filled(model: Hybrid, depth: int, batch: int = 1, seed: int = 0) -> Cache:
-    """A cache of `batch` sequences that holds `depth` tokens of random keys and values, with states of two tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    cache = model.cache(batch)
-    if depth == 0:
-        return cache
-    # two real tokens, so that every layer has its shapes
-    with torch.inference_mode():
-        model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), cache=cache, n_logits=1)
-    tensors = {}
-    for name, t in cache.tensors().items():
-        if name.endswith((".k", ".v")):
-            shape = (*t.shape[:2], depth, t.shape[3])
-            tensors[name] = torch.randn(shape, generator=generator).to(t)
-        else:
-            tensors[name] = t
-    tensors["lengths"] = torch.full_like(cache.lengths, depth)
-    cache.replace(tensors, depth)
-    return cache

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from plait.cli.benches.case import Case
-from plait.cli.benches.decode import filled
 from plait.cli.benches.shapes import cache_bytes, weight_bytes
+from plait.compress.stopwatch import filled
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, build
 from plait.model.layer import LayerSpec

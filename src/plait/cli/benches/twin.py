@@ -9,10 +9,11 @@ import torch
 
 from plait.cli.bench import Inputs
 from plait.cli.benches import frozen, limits, shapes
-from plait.cli.benches.decode import READ, filled, steps
+from plait.cli.benches.decode import READ, steps
 from plait.cli.benches.picture import picture
 from plait.cli.benches.sides import OURS, Side, add_median, add_ratio, add_share, alternate
 from plait.cli.page.chart import Axis, Series, line_chart
+from plait.compress.stopwatch import filled
 from plait.report import Report, provenance
 from plait.train.metrics import write_whole
 

@@ -1,0 +1,193 @@
+"""A clock of measured blocks: what each shape of layer takes on this machine, kept in a file and filled as asked.
+
+    block = ( time(host + R blocks) - time(host) ) / R          host: embedding, one tiny layer, norm, a small head
+    rest  = time(host with the model's own head) - tiny layer
+    time of a model = rest + sum of its blocks
+
+A prompt longer than a piece is not read to its end: pieces cost the same but for the keys before them, which cost in
+proportion, so the first and the last piece tell the sum. One line of the file per block, keyed by all that its time
+depends on; between measured widths a time may be interpolated instead of measured.
+
+Numbers  a block's keys, values and states are in the numbers of the engine, whatever formats are planned for them.
+"""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from plait.compress.costs import Load
+from plait.compress.numbers import Numbers, layer_weights
+from plait.compress.stopwatch import in_turns, one_piece, ready, steps
+from plait.config import to_dict
+from plait.model.config import ModelConfig
+from plait.model.hybrid import Hybrid
+from plait.model.layer import LayerSpec
+from plait.model.layers.mlp import MLP
+from plait.model.plan import PIECE
+from plait.train.metrics import write_whole
+
+TINY = MLP(d_ff=16)
+HOST_VOCAB = 64
+# sizes along which a time may be interpolated, whatever the kind
+WIDTHS = ("d_ff", "n_heads", "n_kv_heads", "head_dim", "d_state", "n_experts", "d_shared", "d_model")
+# repeats of a block: enough to be out of the small caches, as in a model of many layers
+LEAST, MOST, FOOTPRINT = 3, 16, 32 * 2**20
+
+Times = tuple[float, float]
+Key = dict[str, object]
+
+
+@dataclass(slots=True, kw_only=True)
+class BlockLibrary:
+    """A clock (see costs.py) that measures what it does not know.
+
+    path: its file; made if it is not there. device: where models run. rounds: measurements of each block.
+    interpolates: answer from two measured blocks that differ in one width around the one asked for.
+    on_measure: called with the words for each block before it is measured.
+    """
+
+    path: Path
+    device: str = "cpu"
+    rounds: int = 5
+    piece: int = PIECE
+    interpolates: bool = False
+    on_measure: Callable[[str], None] | None = None
+    entries: dict[str, Times] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.entries = _read(self.path)
+
+    def layer(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
+        """Seconds of prefill and of a decode step of one layer; measured now if it is not known."""
+        block = {"kind": spec.symbol, "d_model": d_model} | to_dict(spec)
+        key = self._key(block, load, numbers)
+        found = self.entries.get(_text(key))
+        if found is None and self.interpolates:
+            found = self._between(key)
+        return found or self._keep(key, lambda: self._block(spec, d_model, load, numbers))
+
+    def rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> Times:
+        """Seconds of everything but the layers; measured now if it is not known."""
+        block = {"kind": "rest", "d_model": config.d_model, "vocab_size": config.vocab_size}
+        block |= {"ties_embeddings": config.ties_embeddings, "residual_in_fp32": config.residual_in_fp32}
+        key = self._key(block, load, numbers)
+        return self.entries.get(_text(key)) or self._keep(key, lambda: self._rest(config, load, numbers))
+
+    def _key(self, block: Mapping[str, object], load: Load, numbers: Numbers) -> Key:
+        where = device_name(self.device) | {"weights": str(numbers.weights), "piece": self.piece}
+        return where | {"batch": load.batch, "context": load.context, "middle": load.middle, "block": dict(block)}
+
+    def _keep(self, key: Key, measured: Callable[[], Times]) -> Times:
+        if self.on_measure is not None:
+            self.on_measure(json.dumps(key["block"]))
+        times = measured()
+        # what others have measured meanwhile stays
+        self.entries = _read(self.path) | self.entries | {_text(key): times}
+        _write(self.path, self.entries)
+        return times
+
+    def _between(self, key: Key) -> Times | None:
+        """From the nearest measured neighbours on both sides along one width; None if there are none."""
+        block = key["block"]
+        assert isinstance(block, dict)
+        for width in WIDTHS:
+            asked = block.get(width)
+            if not isinstance(asked, int):
+                continue
+            known = self._along(key, block, width)
+            below = max((at for at in known if at < asked), default=None)
+            above = min((at for at in known if at > asked), default=None)
+            if below is not None and above is not None:
+                share = (asked - below) / (above - below)
+                low, high = known[below], known[above]
+                return low[0] + share * (high[0] - low[0]), low[1] + share * (high[1] - low[1])
+        return None
+
+    def _along(self, key: Key, block: Mapping[str, object], width: str) -> dict[int, Times]:
+        """Measured times of blocks that differ from this one in that width alone."""
+        pattern = _text(key | {"block": dict(block) | {width: None}})
+        found = {}
+        for text, times in self.entries.items():
+            other = json.loads(text)
+            at = other["block"].get(width)
+            if isinstance(at, int) and _text(other | {"block": other["block"] | {width: None}}) == pattern:
+                found[at] = times
+        return found
+
+    def _block(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
+        size = layer_weights(spec, d_model, numbers.weights).read
+        count = min(MOST, max(LEAST, round(FOOTPRINT / size)))
+        host = ModelConfig(vocab_size=HOST_VOCAB, d_model=d_model, layers=(TINY,))
+        few, many = (replace(host, layers=(TINY,) + (spec,) * n) for n in (LEAST, count))
+        return self._prefill(host, few, LEAST, load, numbers), self._decode(host, many, count, load, numbers)
+
+    def _rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> Times:
+        host = replace(config, layers=(TINY,))
+        more = replace(host, layers=(TINY,) * (1 + MOST))
+        small, large = self._models(host, more, numbers)
+        width = min(load.context, max(1, self.piece // load.batch))
+        sides = [one_piece(m, load.batch, width, 0, n_logits=n) for m, n in ((small, 0), (large, 0), (small, 1))]
+        without, tinies, headed = (statistics.median(values) for values in in_turns(sides, self.rounds))
+        tiny = (tinies - without) / MOST
+        prefill = load.context / width * (without - tiny) + headed - without
+        low, high = in_turns([steps(m, load, rounds=self.rounds) for m in (small, large)], self.rounds)
+        decode = statistics.median(a - (b - a) / MOST for a, b in zip(low, high, strict=True))
+        return max(prefill, 0.0), max(decode, 0.0)
+
+    def _decode(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
+        sides = [steps(model, load, rounds=self.rounds) for model in self._models(host, whole, numbers)]
+        return _difference(in_turns(sides, self.rounds), count)
+
+    def _prefill(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
+        width = min(load.context, max(1, self.piece // load.batch))
+        models, depths = self._models(host, whole, numbers), {0, load.context - width}
+        each = [
+            _difference(in_turns([one_piece(m, load.batch, width, d, n_logits=0) for m in models], self.rounds), count)
+            for d in depths
+        ]
+        return load.context / width * statistics.mean(each)
+
+    def _models(self, host: ModelConfig, whole: ModelConfig, numbers: Numbers) -> tuple[Hybrid, Hybrid]:
+        return ready(host, numbers.weights, self.device), ready(whole, numbers.weights, self.device, seed=1)
+
+
+def device_name(device: str) -> dict[str, object]:
+    """What a time depends on besides the model: the processor or GPU, its threads, torch."""
+    if torch.device(device).type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "threads": 0, "torch": torch.__version__}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _difference(found: list[list[float]], count: int) -> float:
+    small, large = found
+    return max(statistics.median((b - a) / count for a, b in zip(small, large, strict=True)), 0.0)
+
+
+def _text(key: Key) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _read(path: Path) -> dict[str, Times]:
+    entries = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            entries[_text(row["key"])] = (float(row["prefill_s"]), float(row["decode_s"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is no measured block ({error!r}); remove the file") from None
+    return entries
+
+
+def _write(path: Path, entries: Mapping[str, Times]) -> None:
+    rows = ({"key": json.loads(text), "prefill_s": p, "decode_s": d} for text, (p, d) in sorted(entries.items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,153 @@
+"""Measures how long a model takes here to read prompts and to decode a token, run as the engine runs it.
+
+A prompt is read in pieces, as the engine reads it; a decode step begins at a cache that holds so many tokens of random
+keys and values (speed depends on how much there is to read, not on what it says). Several models are measured in turns,
+because a machine's speed drifts, and a difference of two times is only as good as their common ground.
+
+Numbers  seconds: of the processor where one thread computes on it, which other programs disturb less; else of the wall.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from plait.compress.costs import Load
+from plait.compress.numbers import format_of
+from plait.config import ConfigError
+from plait.model.cache import Cache
+from plait.model.config import ModelConfig
+from plait.model.hybrid import Hybrid, build
+from plait.model.plan import PIECE
+from plait.precision.recipe import ALWAYS_FLOAT32
+
+STEPS = 8
+
+
+def ready(config: ModelConfig, weights: str | float, device: str | torch.device = "cpu", seed: int = 0) -> Hybrid:
+    """A model of random weights that is held in these numbers, as a checkpoint would be loaded.
+
+    Raises: ConfigError for numbers in which nothing is computed here.
+    """
+    form = format_of(weights)
+    try:
+        model = build(config, str(form), device=device, seed=seed)
+    except ConfigError as error:
+        raise ConfigError(f"weights={weights!r}: no time can be measured in these numbers; {error}") from None
+    for name, parameter in model.named_parameters():
+        if not name.endswith(ALWAYS_FLOAT32):
+            parameter.data = parameter.to(model.recipe.compute)
+    return model.requires_grad_(False).eval()
+
+
+def filled(model: Hybrid, depth: int, batch: int = 1, seed: int = 0) -> Cache:
+    """A cache of `batch` sequences that holds `depth` tokens of random keys and values, with states of two tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    cache = model.cache(batch)
+    if depth == 0:
+        return cache
+    # two real tokens, so that every layer has its shapes
+    with torch.inference_mode():
+        model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), cache=cache, n_logits=1)
+    tensors = {}
+    for name, t in cache.tensors().items():
+        if name.endswith((".k", ".v")):
+            shape = (*t.shape[:2], depth, t.shape[3])
+            tensors[name] = torch.randn(shape, generator=generator).to(t)
+        else:
+            tensors[name] = t
+    tensors["lengths"] = torch.full_like(cache.lengths, depth)
+    cache.replace(tensors, depth)
+    return cache
+
+
+def measure(model: Hybrid, load: Load, *, rounds: int = 5, piece: int = PIECE) -> tuple[float, float]:
+    """Seconds to read the prompts of a load, and of one decode step at the middle of its answers: medians.
+
+    Args:
+        model: in the numbers in which it is to be measured.
+        load: how many sequences, how long.
+        rounds: measurements of each; prompts are read `rounds` times too.
+        piece: tokens of all prompts that are read at once.
+    """
+    prefill = in_turns([prompts(model, load, piece=piece)], rounds)[0]
+    return statistics.median(prefill), statistics.median(in_turns([steps(model, load, rounds=rounds)], rounds)[0])
+
+
+def in_turns(sides: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """Seconds of each side, `rounds` times in turns, after one turn that does not count."""
+    found: list[list[float]] = [[] for _ in sides]
+    for turn in range(rounds + 1):
+        for side, values in zip(sides, found, strict=True):
+            seconds = side()
+            if turn:
+                values.append(seconds)
+    return found
+
+
+def steps(model: Hybrid, load: Load, *, rounds: int, count: int = STEPS) -> Callable[[], float]:
+    """A side: mean seconds of a decode step, over `count` of them; all rounds together lie around the load's middle."""
+    total = (rounds + 1) * count
+    depth = max(load.middle - total // 2, 2)
+    cache = filled(model, depth, load.batch)
+    cache.reserve(depth + total)
+    ids = _ids(model, load.batch, 1)
+
+    @torch.inference_mode()
+    def side() -> float:
+        begun = _now(model)
+        for _ in range(count):
+            model(ids, cache=cache, n_logits=1)
+        return (_now(model) - begun) / count
+
+    return side
+
+
+def prompts(model: Hybrid, load: Load, *, piece: int = PIECE) -> Callable[[], float]:
+    """A side: seconds to read all prompts of a load into an empty cache, up to the logits of the first answer token."""
+    ids, width = _ids(model, load.batch, load.context), max(1, piece // load.batch)
+
+    @torch.inference_mode()
+    def side() -> float:
+        cache = model.cache(load.batch)
+        cache.reserve(load.tokens)
+        begun = _now(model)
+        for first in range(0, load.context, width):
+            is_last = first + width >= load.context
+            model(ids[:, first : first + width], cache=cache, n_logits=1 if is_last else 0)
+        return _now(model) - begun
+
+    return side
+
+
+def one_piece(model: Hybrid, batch: int, width: int, depth: int, *, n_logits: int) -> Callable[[], float]:
+    """A side: seconds to read `width` tokens of each sequence behind `depth` others, always the same ones."""
+    ids, kept = _ids(model, batch, width), filled(model, depth, batch)
+    tensors = {name: t.clone() for name, t in kept.tensors().items()}
+
+    @torch.inference_mode()
+    def side() -> float:
+        cache = model.cache(batch)
+        if depth:
+            cache.replace({name: t.clone() for name, t in tensors.items()}, depth)
+        cache.reserve(depth + width)
+        begun = _now(model)
+        model(ids, cache=cache, n_logits=n_logits)
+        return _now(model) - begun
+
+    return side
+
+
+def _ids(model: Hybrid, batch: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, model.config.vocab_size, (batch, length), generator=generator).to(model.device)
+
+
+def _now(model: Hybrid) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
