@@ -5,7 +5,7 @@ modules have been replaced (ops/weights.py and ops/watch.py say what is noticed)
 rounded at each use, more than 16 rows, gradients, hooks, another device or dtype) is left to the ordinary forward.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -20,6 +20,17 @@ from plait.ops.tape import MOST_ROWS, Tape
 from plait.ops.watch import Watch
 from plait.ops.weights import Rounded, UnfitError
 from plait.precision.recipe import PrecisionRecipe
+
+
+class Places(Protocol):
+    """What is read of a paged cache."""
+
+    config: ModelConfig
+    batch: int
+    tape: tuple[object, Tape | None] | None
+
+    @property
+    def states(self) -> Sequence[object]: ...  # noqa: D102
 
 
 class Model(Protocol):
@@ -73,6 +84,51 @@ def step(model: Model, ids: Tensor, cache: Cache) -> Tensor | None:
     return logits
 
 
+def step_rows(
+    model: Model,
+    cache: Places,
+    ids: Sequence[int],
+    slots: Sequence[int],
+    lengths: Sequence[int],
+    tables: Sequence[Sequence[int]],
+) -> Tensor | None:
+    """Logits of one token for some sequences of a paged cache, their states moved on by it.
+
+    What a sequence gets does not depend on the others: products are always made of four rows at a time.
+
+    Args:
+        model: a Hybrid.
+        cache: where the sequences are; slot 0 and page 0 are nobody's.
+        ids: the tokens, of the vocabulary.
+        slots, lengths, tables: of each sequence: its slot, its tokens with the new one, the pages of these.
+
+    Returns: (B, V) in the compute dtype; None where the ordinary forward must serve, and nothing has happened.
+    """
+    if torch.is_grad_enabled() or not is_free() or model.embed.weight.device.type != "cpu":  # type: ignore[union-attr]
+        return None
+    try:
+        tape = _tape(model, cache)
+        if tape is None:
+            return None
+        tape.follow()
+    except UnfitError:
+        cache.tape = (model, None)
+        return None
+    parts = []
+    for first in range(0, len(ids), cache.batch):
+        rows = range(first, min(first + cache.batch, len(ids)))
+        # rows to four times a whole number, which are nobody's
+        none = -len(rows) % 4
+        width = max(len(tables[row]) for row in rows)
+        table = [[*tables[row], *[0] * (width - len(tables[row]))] for row in rows] + [[0] * width] * none
+        numbers = [
+            [values[row] for row in rows] + [fill] * none for values, fill in ((ids, 0), (slots, 0), (lengths, 1))
+        ]
+        token, slot, length = (torch.tensor(part) for part in numbers)
+        parts.append(tape.run_rows(token, slot, length, torch.tensor(table, dtype=torch.int32))[: len(rows)])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _is_plain(model: Model, ids: Tensor, cache: Cache) -> bool:
     """One known id per row of a cache on a processor, and nobody asks for gradients or for a certain backend."""
     if ids.dim() != 2 or ids.shape[1] != 1 or ids.shape[0] != cache.batch or cache.batch > MOST_ROWS:
@@ -89,7 +145,7 @@ def _is_plain(model: Model, ids: Tensor, cache: Cache) -> bool:
     return all(0 <= i < n_ids for (i,) in ids.tolist())
 
 
-def _tape(model: Model, cache: Cache) -> Tape | None:
+def _tape(model: Model, cache: Cache | Places) -> Tape | None:
     """The cache's tape, written now if it has none for this model as it is; None if there can be none."""
     if cache.tape is not None and cache.tape[0] is model:
         tape = cache.tape[1]
@@ -103,11 +159,12 @@ def _tape(model: Model, cache: Cache) -> Tape | None:
     return tape
 
 
-def _capture(model: Model, cache: Cache) -> Tape:
+def _capture(model: Model, cache: Cache | Places) -> Tape:
     watch = Watch(model.modules())
     if cache.config != model.config or not watch.is_ours():
         raise UnfitError
-    tape = Tape(cache.batch, model.recipe.compute, model.rounded, watch)
+    has_places = not isinstance(cache, Cache)
+    tape = Tape(cache.batch, model.recipe.compute, model.rounded, watch, has_places=has_places)
     tape.embed(model.embed)
     for block, spec, state in zip(model.blocks, model.config.layers, cache.states, strict=True):
         capture = KINDS[spec.symbol].capture

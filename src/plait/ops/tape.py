@@ -69,13 +69,16 @@ class Link:
 class Tape:
     """Records of one decode step for a cache of `batch` sequences."""
 
-    def __init__(self, batch: int, compute: torch.dtype, rounded: Rounded, watch: Watch) -> None:
+    def __init__(
+        self, batch: int, compute: torch.dtype, rounded: Rounded, watch: Watch, *, has_places: bool = False
+    ) -> None:
         """
         Args:
             batch: B.
             compute: the model's dtype for activations, float32 or bfloat16.
             rounded: the model's copies, which are used while their masters stay as they are, and added to.
             watch: of the model's modules.
+            has_places: for `run_rows`: states have slots, and keys and values pages, that are not the rows'.
 
         Raises: UnfitError for another dtype, too many rows, or where the kernels are not compiled.
         """
@@ -83,7 +86,7 @@ class Tape:
             raise UnfitError
         from plait.kernels.native import decode
 
-        self._native, self._watch = decode, watch
+        self._native, self._watch, self._has_places = decode, watch, has_places
         # the first look is at everything
         self._turn, self._told = -1, news()
         self.batch, self.compute, self.weights = batch, compute, Weights(compute, rounded)
@@ -278,8 +281,25 @@ class Tape:
         self._native.run_tape(self._words, self.batch, ids.contiguous(), positions, mask, n_keys)
         return logits
 
+    def run_rows(self, ids: Tensor, slots: Tensor, lengths: Tensor, tables: Tensor) -> Tensor:
+        """One token of each of n <= B sequences, after `follow`, wherever their states and pages are.
+
+        Args:
+            ids: (n,) int64, checked.
+            slots: (n,) int64, whose state is whose.
+            lengths: (n,) int64, tokens of each sequence, the new one included.
+            tables: (n, pages) int32: the pages of each sequence's keys and values, each of a multiple of 64 tokens.
+
+        Returns: (n, V) logits in the compute dtype. A row's do not depend on the others, but may on whether n is a
+            multiple of 4.
+        """
+        logits = torch.empty(len(ids), self._n_logits, dtype=self.compute)
+        self._words[self._logits_at] = logits.data_ptr()
+        self._native.run_rows(self._words, ids, lengths - 1, slots, lengths, tables)
+        return logits
+
     def _follow(self, link: Link, t: Tensor) -> None:
-        if t.dtype not in (torch.float32, torch.bfloat16) or t.shape[0] != self.batch:
+        if t.dtype not in (torch.float32, torch.bfloat16) or (t.shape[0] != self.batch and not self._has_places):
             raise UnfitError
         if not t.is_contiguous():
             t = t.contiguous()

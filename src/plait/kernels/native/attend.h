@@ -110,10 +110,21 @@ static inline void some_keys(const float *q, const T *keys, const T *values, int
     }
 }
 
+// where the keys of a head lie, or its values: one after the other, or in pages of a multiple of KEYS each
+template <typename T>
+struct Places {
+  T *data;
+  int64_t P;
+  const int32_t *table;  // the numbers of the pages, or null
+  int64_t page, apart;   // keys of a page, and how far pages lie apart
+
+  T *at(int64_t s) const { return table ? data + table[s / page] * apart + s % page * P : data + s * P; }
+};
+
 // a group's queries (n_queries, ld) over keys first ... last - 1; out (n_queries, ld) sums, not yet divided by `total`
 template <typename T>
-static void attend(const float *q, int64_t n_queries, int64_t ld, const T *keys, const T *values, int64_t P,
-                   int64_t first, int64_t last, const uint8_t *mask, float *out, Seen *seen) {
+static void attend(const float *q, int64_t n_queries, int64_t ld, const Places<T> &keys, const Places<T> &values,
+                   int64_t P, int64_t first, int64_t last, const uint8_t *mask, float *out, Seen *seen) {
   memset(out, 0, n_queries * ld * sizeof(float));
   for (int64_t a = 0; a < n_queries; a++) seen[a] = {LOWEST, 0};
   for (int64_t s = first; s < last; s += KEYS) {
@@ -121,8 +132,8 @@ static void attend(const float *q, int64_t n_queries, int64_t ld, const T *keys,
     const uint8_t *m = mask ? mask + s : nullptr;
     int64_t a = 0;
     for (; a + QUERIES <= n_queries; a += QUERIES)
-      some_keys<QUERIES>(q + a * ld, keys + s * P, values + s * P, P, n, m, out + a * ld, ld, seen + a);
+      some_keys<QUERIES>(q + a * ld, keys.at(s), values.at(s), P, n, m, out + a * ld, ld, seen + a);
     for (; a < n_queries; a++)
-      some_keys<1>(q + a * ld, keys + s * P, values + s * P, P, n, m, out + a * ld, ld, seen + a);
+      some_keys<1>(q + a * ld, keys.at(s), values.at(s), P, n, m, out + a * ld, ld, seen + a);
   }
 }

@@ -90,14 +90,14 @@ static inline vf largest_of_four(vf v) {
 }
 
 // four queries over keys first ... last - 1
-static inline void four_queries(const __m512bh *q, float scale, const bf16 *keys, const bf16 *values, int64_t P,
-                                int64_t first, int64_t last, const uint8_t *mask, float *out, Seen *seen) {
+static inline void four_queries(const __m512bh *q, float scale, const Places<bf16> &keys, const Places<bf16> &values,
+                                int64_t P, int64_t first, int64_t last, const uint8_t *mask, float *out, Seen *seen) {
   vf largest = all(LOWEST), total = {};
   for (int64_t s = first; s < last; s += PAIRED) {
     const int n = last - s < PAIRED ? last - s : PAIRED;
     vf scores[PAIRED / 4];
-    if (P == 64) score_pairs<8>(q, keys + s * P, P, n, scores);
-    else score_pairs<0>(q, keys + s * P, P, n, scores);
+    if (P == 64) score_pairs<8>(q, keys.at(s), P, n, scores);
+    else score_pairs<0>(q, keys.at(s), P, n, scores);
     const int tiles = (n + 3) / 4;
     vf most = largest;
     for (int t = 0; t < tiles; t++) {
@@ -121,7 +121,7 @@ static inline void four_queries(const __m512bh *q, float scale, const bf16 *keys
       total += (vf)_mm512_cvtpbh_ps(h);
     }
     const float kept[4] = {keep[0], keep[4], keep[8], keep[12]};
-    const bf16 *v = values + s * P;
+    const bf16 *v = values.at(s);
     int64_t i = 0;
     for (; i + 64 <= P; i += 64) add_pairs<2>((const uint32_t *)weights, kept, v + i, P, n, out + i);
     if (i < P) add_pairs<1>((const uint32_t *)weights, kept, v + i, P, n, out + i);
@@ -131,8 +131,9 @@ static inline void four_queries(const __m512bh *q, float scale, const bf16 *keys
 }
 
 // as `attend`; queries (n_queries, P) not yet scaled, out (n_queries, P)
-static void attend_pairs(const float *q, int64_t n_queries, float scale, const bf16 *keys, const bf16 *values,
-                         int64_t P, int64_t first, int64_t last, const uint8_t *mask, float *out, Seen *seen) {
+static void attend_pairs(const float *q, int64_t n_queries, float scale, const Places<bf16> &keys,
+                         const Places<bf16> &values, int64_t P, int64_t first, int64_t last, const uint8_t *mask,
+                         float *out, Seen *seen) {
   // column 8 l + c of 32 lies in lane 4 l + c % 4 of the low or the high vector
   const vi near = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23};
   for (int64_t a = 0; a < n_queries; a += 4) {

@@ -63,13 +63,12 @@ struct Barrier {
   }
 };
 
-extern "C" void run_tape(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
-                         const uint8_t *mask, int64_t S) {
+static void run(Record *records, int64_t n, const Step &known) {
   for (int64_t i = 0; i < n; i++) records[i].next = 0;
   Barrier barrier;
 #pragma omp parallel
   {
-    Step step = {B, ids, positions, mask, S, 1};
+    Step step = known;
 #if defined(_OPENMP)
     step.n_threads = omp_get_num_threads();
 #endif
@@ -78,6 +77,17 @@ extern "C" void run_tape(Record *records, int64_t n, int64_t B, const int64_t *i
       records[i].run(step);
     }
   }
+}
+
+extern "C" void run_tape(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
+                         const uint8_t *mask, int64_t S) {
+  run(records, n, {B, ids, positions, mask, S, 1, nullptr, nullptr, nullptr, 0});
+}
+
+// sequences that come and go, each with its own length and places
+extern "C" void run_rows(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
+                         const int64_t *slots, const int64_t *lengths, const int32_t *tables, int64_t width) {
+  run(records, n, {B, ids, positions, nullptr, 0, 1, slots, lengths, tables, width});
 }
 
 // held: whether copies are still their masters rounded, at a few of their places, others at each turn

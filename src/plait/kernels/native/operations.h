@@ -21,12 +21,24 @@ struct Step {
   const uint8_t *mask;             // (B, S) or null
   int64_t S;                       // keys, the new one included
   int64_t n_threads;
+  // of sequences that come and go, else null: which state is a row's, how many keys it has, and their pages (B, width)
+  const int64_t *slots, *lengths;
+  const int32_t *tables;
+  int64_t width;
 
-  int64_t span() const {
-    int64_t even = (S + MOST_SPANS - 1) / MOST_SPANS;
+  int64_t slot(int64_t b) const { return slots ? slots[b] : b; }
+  int64_t keys(int64_t b) const { return lengths ? lengths[b] : S; }
+  // by a row's own keys alone: its sums do not depend on the others
+  int64_t span(int64_t b) const {
+    int64_t even = (keys(b) + MOST_SPANS - 1) / MOST_SPANS;
     return even < SPAN ? SPAN : (even + KEYS - 1) / KEYS * KEYS;
   }
-  int64_t spans() const { return (S + span() - 1) / span(); }
+  int64_t spans(int64_t b) const { return (keys(b) + span(b) - 1) / span(b); }
+  int64_t most_spans() const {
+    int64_t most = 0;
+    for (int64_t b = 0; b < (lengths ? B : 1); b++) most = spans(b) > most ? spans(b) : most;
+    return most;
+  }
 };
 
 // a thread's own memory, kept between tokens
@@ -95,7 +107,7 @@ struct Input {
     return source == RELU2 ? r * r : r * r * v;
   }
   void merge(const Step &step, int64_t b, float *to) const {
-    const int64_t H = K / head, spans = step.spans(), ld = (head + W - 1) / W * W;
+    const int64_t H = K / head, spans = step.spans(b), ld = (head + W - 1) / W * W;
     const Seen *seen = (const Seen *)z + b * H * MOST_SPANS;
     for (int64_t h = 0; h < H; h++, seen += MOST_SPANS) {
       float largest = LOWEST, total = 0, share[MOST_SPANS];
@@ -193,7 +205,7 @@ struct Conv {
     const int64_t parts = (D + PART - 1) / PART;
     for (int64_t i; work.item(work.step.B * parts, i);) {
       const int64_t b = i / parts, first = i % parts * PART, last = first + PART < D ? first + PART : D;
-      const int64_t at = b * D * taps;
+      const int64_t at = work.step.slot(b) * D * taps;
       float *row = x + b * ldx;
       if (window.half) conv_step(row, row, (bf16 *)window.data + at, w, bias, taps, first, last, activates);
       else conv_step(row, row, (float *)window.data + at, w, bias, taps, first, last, activates);
@@ -219,7 +231,7 @@ struct State {
       d = d < (float)low ? (float)low : d > (float)high ? (float)high : d;
       const float decay = std::exp((is_log ? -std::exp(A.at(h)) : A.at(h)) * d), skip = D ? D.at(h) : 0.0f;
       float *out = y + (b * H + h) * P;
-      const int64_t at = i * P * N;
+      const int64_t at = (work.step.slot(b) * H + h) * P * N;
       if (state.half) state_step((bf16 *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
       else state_step((float *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
     }
@@ -245,13 +257,19 @@ struct Angles {  // cosines and sines (B, 2 d / 2) of the new positions
 };
 
 struct KV {
-  Stored k, v;  // (B, K, room, P)
+  Stored k, v;  // (B, K, room, P), or (pages, K, room, P)
   int64_t K, P;
 
   template <typename T>
-  T *keys(int64_t b, int64_t head) const { return (T *)k.data + (b * K + head) * k.room * P; }
+  Places<T> places(const Stored &t, const Step &step, int64_t b, int64_t head) const {
+    T *data = (T *)t.data + head * t.room * P;
+    if (step.tables) return {data, P, step.tables + b * step.width, t.room, K * t.room * P};
+    return {data + b * K * t.room * P, P, nullptr, 0, 0};
+  }
   template <typename T>
-  T *values(int64_t b, int64_t head) const { return (T *)v.data + (b * K + head) * v.room * P; }
+  Places<T> keys(const Step &step, int64_t b, int64_t head) const { return places<T>(k, step, b, head); }
+  template <typename T>
+  Places<T> values(const Step &step, int64_t b, int64_t head) const { return places<T>(v, step, b, head); }
 };
 
 struct Heads {  // q and k: norm and rotation, in place; k and v go into the cache
@@ -264,8 +282,9 @@ struct Heads {  // q and k: norm and rotation, in place; k and v go into the cac
   int64_t pairs;
 
   template <typename T>
-  static void put(const float *from, T *to, int64_t n) {
-    for (int64_t i = 0; i < n; i++) store1(to + i, from[i]);
+  void put(const Step &step, int64_t b, int64_t head, const float *key, const float *value) const {
+    T *k = kv.keys<T>(step, b, head).at(step.keys(b) - 1), *v = kv.values<T>(step, b, head).at(step.keys(b) - 1);
+    for (int64_t i = 0; i < kv.P; i++) store1(k + i, key[i]), store1(v + i, value[i]);
   }
   void turn(float *x, const Numbers &norm, int64_t b) const {
     if (norm) {
@@ -282,7 +301,7 @@ struct Heads {  // q and k: norm and rotation, in place; k and v go into the cac
     }
   }
   void run(const Work &work) const {
-    const int64_t each = H + kv.K, at = (work.step.S - 1) * kv.P;
+    const int64_t each = H + kv.K;
     for (int64_t i; work.item(work.step.B * each, i);) {
       const int64_t b = i / each, h = i % each;
       if (h < H) {
@@ -292,8 +311,8 @@ struct Heads {  // q and k: norm and rotation, in place; k and v go into the cac
       const int64_t head = h - H;
       float *key = k + (b * kv.K + head) * kv.P, *value = v + (b * kv.K + head) * kv.P;
       turn(key, k_norm, b);
-      if (kv.k.half) put(key, kv.keys<bf16>(b, head) + at, kv.P), put(value, kv.values<bf16>(b, head) + at, kv.P);
-      else put(key, kv.keys<float>(b, head) + at, kv.P), put(value, kv.values<float>(b, head) + at, kv.P);
+      if (kv.k.half) put<bf16>(work.step, b, head, key, value);
+      else put<float>(work.step, b, head, key, value);
     }
   }
 };
@@ -307,8 +326,8 @@ struct Attend {  // one item is a span of keys for the query heads of one key he
 
   // the queries (group, P) over keys first ... last - 1; sums (group, ld)
   template <typename T>
-  void span(const float *queries, const T *keys, const T *values, int64_t first, int64_t last, const uint8_t *mask,
-            float *sums, int64_t ld, Seen *some) const {
+  void span(const float *queries, const Places<T> &keys, const Places<T> &values, int64_t first, int64_t last,
+            const uint8_t *mask, float *sums, int64_t ld, Seen *some) const {
     const int64_t group = H / kv.K, P = kv.P;
     const float scale = 1.0f / std::sqrt((float)P);
 #if defined(__AVX512BF16__)
@@ -325,14 +344,16 @@ struct Attend {  // one item is a span of keys for the query heads of one key he
   template <typename T>
   void run_on(const Work &work) const {
     const Step &step = work.step;
-    const int64_t spans = step.spans(), each = step.span(), group = H / kv.K, P = kv.P, ld = (P + W - 1) / W * W;
+    const int64_t spans = step.most_spans(), group = H / kv.K, P = kv.P, ld = (P + W - 1) / W * W;
     std::vector<Seen> some(group);
     std::vector<float> sums(group * ld);
     for (int64_t i; work.item(step.B * kv.K * spans, i);) {
       const int64_t s = i % spans, head = i / spans % kv.K, b = i / spans / kv.K;
-      const int64_t first = s * each, last = first + each < step.S ? first + each : step.S;
+      const int64_t each = step.span(b), first = s * each;
+      const int64_t last = first + each < step.keys(b) ? first + each : step.keys(b);
+      if (first >= last) continue;
       const uint8_t *mask = step.mask ? step.mask + b * step.S : nullptr;
-      const T *keys = kv.keys<T>(b, head), *values = kv.values<T>(b, head);
+      const Places<T> keys = kv.keys<T>(step, b, head), values = kv.values<T>(step, b, head);
       span(q + (b * H + head * group) * P, keys, values, first, last, mask, sums.data(), ld, some.data());
       for (int64_t a = 0; a < group; a++) {
         const int64_t at = (b * H + head * group + a) * MOST_SPANS + s;

@@ -1,0 +1,241 @@
+"""Memory for many sequences that come and go: pages of keys and values, and slots of constant-size states.
+
+A page holds PAGE tokens' keys and values of every attention layer; a slot holds the convolution windows and scan states
+of one sequence. Which pages and slot are whose is the business of plait.engine.pool; here they are read and written:
+
+    rows = Rows(cache, slots, tables, lengths)      some sequences, as `model.hidden` takes a cache
+    model.hidden(ids, cache=rows);  rows.store()
+    step_rows(model, cache, ...)                    one token of each by one native call, see model/step.py
+
+Shapes   B sequences, S slots, M pages, K key/value heads, P head size, H heads, N state size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plait.model.cache import Cache
+from plait.model.config import ModelConfig
+from plait.model.layers import KINDS
+from plait.model.layers.attention import Attention, FixedKV, KVState
+from plait.model.layers.mamba2 import Mamba2, Mamba2State
+from plait.ops.attention import attention
+from plait.ops.decode_attention import decode_attention
+from plait.ops.soft_attention import soft_attention
+from plait.ops.tape import MOST_ROWS, Tape
+
+# as many keys as the native kernels take at a time, or a multiple
+PAGE = 64
+
+Held = list[dict[str, Tensor]]
+"""states of one sequence: tensors by name, of each layer that has a state of constant size"""
+
+
+class PagedKV:
+    """Keys and values of one layer, k and v (M, K, PAGE, P)."""
+
+    def __init__(self, spec: Attention, n_pages: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = n_pages, spec.n_kv_heads, PAGE, spec.head_dim
+        # what is not written is never read: memory nobody uses stays the system's
+        self.k, self.v = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+
+    def gathered(self, table: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first n tokens of a sequence, as (1, K, n, P) views of copies."""
+        used = table[: -(-n // PAGE)]
+        return tuple(t[used].transpose(0, 1).flatten(1, 2)[None, :, :n] for t in (self.k, self.v))  # type: ignore[return-value]
+
+    def put(self, table: Tensor, first: int, k: Tensor, v: Tensor) -> None:
+        """Write k and v (1, K, n, P) as tokens first ... first + n - 1 of a sequence."""
+        at = torch.arange(first, first + k.shape[2], device=table.device)
+        pages, places = table[at // PAGE], at % PAGE
+        self.k[pages, :, places] = k[0].transpose(0, 1).to(self.k.dtype)
+        self.v[pages, :, places] = v[0].transpose(0, 1).to(self.v.dtype)
+
+
+class RowsKV(FixedKV):
+    """Some sequences' keys and values, as the mixer of attention takes them."""
+
+    def __init__(self, pages: PagedKV, tables: Tensor, lengths: Sequence[int]) -> None:
+        """tables: (B, ...) int64. lengths: tokens before the coming ones."""
+        self.pages, self.tables, self.lengths = pages, tables, lengths
+
+    def attend(self, s: Attention, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """Write (B, L, K, P) keys and values after what is there; the (B, L, H, P) queries see all before them."""
+        L = q.shape[1]
+        for b, n in enumerate(self.lengths):
+            self.pages.put(self.tables[b], n, k[b : b + 1].transpose(1, 2), v[b : b + 1].transpose(1, 2))
+        if L == 1 and q.is_cuda and not s.is_soft:
+            table, pages = self.tables.int(), self.pages
+            return decode_attention(q[:, 0], pages.k, pages.v, positions[:, 0] + 1, page_table=table)[:, None]
+        # each by itself: what a sequence gets does not depend on the others
+        out = []
+        for b, n in enumerate(self.lengths):
+            keys, values = (t.transpose(1, 2) for t in self.pages.gathered(self.tables[b], n + L))
+            mine = q[b : b + 1]
+            soft = {"cap": s.soft_cap, "clip": s.soft_clip}
+            out.append(soft_attention(mine, keys, values, **soft) if s.is_soft else attention(mine, keys, values))
+        return torch.cat(out)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing of its own."""
+        return {}
+
+
+class SlotState:
+    """Windows conv (S, D, W) and states ssm (S, H, P, N) of one Mamba-2 layer."""
+
+    def __init__(self, spec: Mamba2, n_slots: int, device: torch.device, dtype: torch.dtype) -> None:
+        whole = Mamba2State(spec, n_slots, device, dtype)
+        self.conv, self.ssm = whole.conv, whole.ssm
+
+    def read(self, slots: Tensor) -> dict[str, Tensor]:
+        """Copies of some sequences' states."""
+        return {"conv": self.conv[slots], "ssm": self.ssm[slots]}
+
+    def write(self, slots: Tensor, tensors: dict[str, Tensor]) -> None:
+        """Put them back."""
+        self.conv[slots], self.ssm[slots] = tensors["conv"], tensors["ssm"]
+
+
+class RowsState:
+    """Some sequences' states, as the mixer of Mamba-2 takes them."""
+
+    def __init__(self, slots: SlotState, rows: Tensor) -> None:
+        self.slots, self.rows = slots, rows
+        parts = slots.read(rows)
+        self.conv, self.ssm = parts["conv"], parts["ssm"]
+
+    def store(self) -> None:
+        """Put them back where they came from."""
+        self.slots.write(self.rows, {"conv": self.conv, "ssm": self.ssm})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """conv (B, D, W) and ssm (B, H, P, N)."""
+        return {"conv": self.conv, "ssm": self.ssm}
+
+    def reserve(self, n_tokens: int) -> None:
+        """Nothing to do."""
+
+    def replace(self, tensors: dict[str, Tensor]) -> None:
+        """Take other contents."""
+        self.conv, self.ssm = tensors["conv"], tensors["ssm"]
+
+
+class PagedCache:
+    """The memory of all sequences of one model. Slot 0 and page 0 are nobody's: rows that fill up a batch use them."""
+
+    def __init__(
+        self, config: ModelConfig, n_slots: int, n_pages: int, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """
+        Args:
+            config: the model's.
+            n_slots, n_pages: of sequences; one more of each is made.
+            device, dtype: of keys, values and convolution windows; scan states are float32.
+        """
+        self.config, self.device, self.dtype = config, device, dtype
+        self.n_slots, self.n_pages = n_slots, n_pages
+        self.states: list[PagedKV | SlotState | None] = []
+        for spec in config.layers:
+            if isinstance(spec, Attention):
+                self.states.append(PagedKV(spec, n_pages + 1, device, dtype))
+            elif isinstance(spec, Mamba2):
+                self.states.append(SlotState(spec, n_slots + 1, device, dtype))
+            else:
+                assert KINDS[spec.symbol].state(spec, 1, device, dtype) is None
+                self.states.append(None)
+        # as model/step.py keeps it, for batches of so many rows
+        self.tape: tuple[object, Tape | None] | None = None
+        self.batch = MOST_ROWS
+
+    def _slots(self) -> list[SlotState]:
+        return [state for state in self.states if isinstance(state, SlotState)]
+
+    def _paged(self) -> list[PagedKV]:
+        return [state for state in self.states if isinstance(state, PagedKV)]
+
+    def table(self, pages: Sequence[int]) -> Tensor:
+        """Page numbers as an index."""
+        return torch.tensor(pages, dtype=torch.int64, device=self.device)
+
+    def clear(self, slot: int) -> None:
+        """Make a slot that of a sequence without tokens."""
+        for state in self._slots():
+            state.conv[slot] = 0
+            state.ssm[slot] = 0
+
+    def held(self, slot: int) -> Held:
+        """Copies of a sequence's states of constant size."""
+        at = self.table([slot])
+        return [state.read(at) for state in self._slots()]
+
+    def hold(self, slot: int, held: Held) -> None:
+        """Put what `held` gave into a slot."""
+        at = self.table([slot])
+        for state, tensors in zip(self._slots(), held, strict=True):
+            state.write(at, tensors)
+
+    def copy_page(self, old: int, new: int) -> None:
+        """Copy keys and values of a page."""
+        for state in self._paged():
+            state.k[new], state.v[new] = state.k[old], state.v[old]
+
+    def save(self, slot: int, pages: Sequence[int], n_tokens: int) -> Cache:
+        """A sequence's memory as an ordinary cache of one sequence."""
+        cache, table, at = Cache(self.config, 1, device=self.device, dtype=self.dtype), self.table(pages), [slot]
+        for mine, theirs in zip(self.states, cache.states, strict=True):
+            if isinstance(mine, PagedKV) and isinstance(theirs, KVState):
+                k, v = mine.gathered(table, n_tokens)
+                theirs.replace({"k": k.contiguous(), "v": v.contiguous()})
+            elif isinstance(mine, SlotState) and isinstance(theirs, Mamba2State):
+                theirs.replace(mine.read(self.table(at)))
+        cache.n_tokens, cache.lengths = n_tokens, torch.tensor([n_tokens], device=self.device)
+        return cache
+
+    def take(self, slot: int, pages: Sequence[int], cache: Cache) -> None:
+        """Put an ordinary cache of one sequence, without padding, into a slot and pages."""
+        table = self.table(pages)
+        for mine, theirs in zip(self.states, cache.states, strict=True):
+            if isinstance(mine, PagedKV) and theirs is not None:
+                tensors = theirs.tensors()
+                mine.put(table, 0, tensors["k"], tensors["v"])
+            elif isinstance(mine, SlotState) and theirs is not None:
+                mine.write(self.table([slot]), theirs.tensors())
+
+
+class Rows(Cache):
+    """Some sequences of a paged cache for one call of `model.hidden`; then `store`."""
+
+    def __init__(
+        self, paged: PagedCache, slots: Sequence[int], tables: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> None:
+        """
+        Args:
+            paged: where they are.
+            slots, tables, lengths: of each sequence; tables with pages for the coming tokens too.
+        """
+        self.config, self.mask, self.tape = paged.config, None, None
+        self.lengths = paged.table(lengths)
+        self.n_tokens = max(lengths)
+        width = max(map(len, tables))
+        table = paged.table([[*pages, *[0] * (width - len(pages))] for pages in tables])  # type: ignore[list-item]
+        at = paged.table(slots)
+        self.states = []
+        for state in paged.states:
+            if isinstance(state, PagedKV):
+                self.states.append(RowsKV(state, table, lengths))
+            else:
+                self.states.append(None if state is None else RowsState(state, at))
+
+    def extend(self, L: int, mask: Tensor | None) -> None:
+        """Count L more tokens of each."""
+        assert mask is None
+        self.lengths = self.lengths + L
+        self.n_tokens += L
+
+    def store(self) -> None:
+        """Put the states back; keys and values are where they belong already."""
+        for state in self.states:
+            if isinstance(state, RowsState):
+                state.store()
