@@ -1,0 +1,101 @@
+"""Heads of Mamba-2, ranked inside their group: those of a group share B and C, so each group keeps as many.
+
+    activation   sqrt( sum over the head's channels and over sequences of (mean over tokens of |x|)^2 )
+                 x: the slice of the input projection, as published; blind to gate, norm, D and what reads the head
+    output       sqrt( mean over tokens of |W_h y_h|^2 ),   y: the gated norm's output, W_h: the columns that read it
+
+One cut goes through rows z, x and dt of the input projection, the convolution's channels of x, A_log, D, dt_bias, the
+gated norm's weight and the output projection's columns. The norm then divides by the mean over the heads that stay.
+
+Source   Taghibakhshi et al. 2025, arXiv:2504.11409 (groups; activation, there over the channels that stay).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from plait.compress.axis import (
+    Axis,
+    Edits,
+    How,
+    Units,
+    best,
+    flat,
+    merging,
+    output_norms,
+    powers,
+    rescaling,
+    spread,
+    spread_edit,
+    weight_of,
+)
+from plait.compress.dims import mamba2_rows, taking
+from plait.compress.edits import Edit
+from plait.compress.taps import Taps
+from plait.compress.twins import merged, twins
+from plait.model.hybrid import Block
+from plait.model.layers.mamba2 import Mamba2, Mamba2Mixer
+
+NORM, READER = "mixer.norm.weight", "mixer.out_proj.weight"
+
+
+def watch(taps: Taps, where: str, block: Block) -> None:
+    """Ask for the sums that heads and their channels are scored by."""
+    mixer = block.mixer
+    assert isinstance(mixer, Mamba2Mixer)
+    d = mixer.spec.d_inner
+    fold = taps.fold(f"{where}.x", sketch=False)
+    taps.output(f"{where}.x", mixer.in_proj, lambda y: fold(y[..., d : 2 * d]))
+    taps.input(f"{where}.out", mixer.out_proj, taps.fold(f"{where}.out", size=mixer.spec.head_dim, l1=False))
+
+
+def columns_of(mixer: Mamba2Mixer) -> Tensor:
+    """(H, P, d_model) float64: what reads each head's channels."""
+    return weight_of(mixer.out_proj).T.double().unflatten(0, (mixer.spec.n_heads, mixer.spec.head_dim))
+
+
+def powers_of(sums: Mapping[str, Tensor], where: str, mixer: Mamba2Mixer) -> Tensor:
+    """(H, P): each channel's part of the mean square that the gated norm divides by."""
+    square = sums[f"{where}.out.moments"].diagonal(dim1=1, dim2=2)
+    return powers(square.flatten(), mixer.norm.weight).view_as(square)
+
+
+def _find(sums: Mapping[str, Tensor], where: str, block: Block, tokens: int) -> Units:
+    mixer = block.mixer
+    assert isinstance(mixer, Mamba2Mixer)
+    s = mixer.spec
+    groups = (s.n_groups, s.n_heads // s.n_groups)
+    leader, factor = twins(sums[f"{where}.out.sketch"].unflatten(0, (s.n_heads, -1)).flatten(1))
+    first = leader == torch.arange(s.n_heads)
+    columns = merged(columns_of(mixer), leader, factor)
+    loud = sums[f"{where}.x.l1"].unflatten(0, (s.n_heads, -1)).sum(1).sqrt()
+    importance = {
+        "output": output_norms(columns.mT, sums[f"{where}.out.moments"], tokens).view(groups),
+        "activation": (loud * first).view(groups),
+    }
+    power = {NORM: powers_of(sums, where, mixer).sum(1).view(groups)}
+    return Units(importance=importance, leader=leader, factor=factor, power=power)
+
+
+def _cut(spec: Mamba2, wanted: Mamba2, units: Units, how: How) -> Edits:
+    G, P, shared = spec.n_groups, spec.head_dim, spec.n_groups * spec.d_state
+    chosen = best(units.importance[how.by], wanted.n_heads // G)
+    kept = flat(chosen, spec.n_heads // G)
+    edits = taking("M", mamba2_rows(spec, spread(kept, P), torch.arange(shared), kept))
+    edits[READER, 1] = spread_edit(merging(kept, units, how), P)
+    ratio = rescaling(units.power[NORM], chosen, how)
+    edits[NORM, 0] = edits[NORM, 0].then(Edit.scale(ratio.repeat_interleave(wanted.n_heads // G * P)))
+    return edits
+
+
+AXIS = Axis(
+    name="mamba_heads",
+    title="heads of Mamba-2",
+    symbol="M",
+    fields=("n_heads",),
+    measures=("output", "activation"),
+    watch=watch,
+    find=_find,
+    cut=_cut,
+)
