@@ -7,8 +7,9 @@
 //     int4   byte j of a block holds column j in its low half, column 32 + j in its high half; zero is 8 unless given
 //
 // Sums of 32 products are scaled, not single weights; the zeros' part is scale * zero * (sum of x over the group).
-// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 and int4 in pairs, and
-// int8 with x in 16-bit steps of each group's largest value, exact in 32 bits.
+// Where x may be rounded to bfloat16 (the recipe's own numbers), AVX-512 multiplies bfloat16 in pairs, and codes with x in
+// 16-bit steps of each group's largest value, exact in 32 bits. For int4 these steps lie as two planes of bytes, high and
+// low, 64 columns each: codes meet four of them an instruction.
 #pragma once
 #include "vec.h"
 
@@ -35,22 +36,20 @@ struct Inputs {
   const bf16 *half;      // (B, ld) the same in bfloat16, where `uses_half`
   const int16_t *fixed;  // (B, ld) the same in steps, where `uses_fixed`
   const float *steps;    // (B, ld) the size of a step of each group
-  const float *sums;     // (B, ld) sums over groups, where there are zeros
+  const float *sums;     // (B, ld) sums over groups, where there are zeros or codes around 8
   int64_t B, ld;
 };
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
-static inline bool uses_half(const Matrix &w) {
-  return w.rounds && (w.format == INT4 || (w.format == BF16 && w.K % 32 == 0));
-}
-static inline bool uses_fixed(const Matrix &w) { return w.rounds && w.format == INT8; }
+static inline bool uses_half(const Matrix &w) { return w.rounds && w.format == BF16 && w.K % 32 == 0; }
+static inline bool uses_fixed(const Matrix &w) { return w.rounds && (w.format == INT8 || w.format == INT4); }
 #else
 static inline bool uses_half(const Matrix &) { return false; }
 static inline bool uses_fixed(const Matrix &) { return false; }
 #endif
 
 constexpr int MOST_GROUPS = 1024;      // K / group at most
-constexpr int64_t AHEAD = 8192;        // bytes from what is read to what is asked for
+constexpr int64_t AHEAD = 4096;        // bytes from what is read to what is asked for
 
 template <int U>
 static inline float total(const vf (&v)[U]) {
@@ -134,11 +133,12 @@ struct Int4 {  // around 8
 
 // ---- one row times B inputs: y[b]. A row is read from its first byte to its last, and so is the next: one stream
 
-constexpr int lanes_apart(int B) { return B > 1 ? 1 : 4; }  // sums kept apart, to hide the latency of an addition
+// sums kept apart, to hide the latency of an addition; as many for any B: a row's bits do not depend on its neighbours
+constexpr int LANES_APART = 4;
 
 template <int B, typename T>
 static inline void plain(const T *w, int64_t K, const float *x, int64_t ld, float (&y)[B]) {
-  constexpr int U = lanes_apart(B);
+  constexpr int U = LANES_APART;
   vf acc[B][U] = {};
   int64_t k = 0;
   for (; k + 64 <= K; k += 64) {
@@ -179,7 +179,7 @@ static inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_loadu_si51
 
 template <int B>
 static inline void plain_pairs(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, float (&y)[B]) {
-  constexpr int U = lanes_apart(B);
+  constexpr int U = LANES_APART;
   __m512 acc[B][U] = {};
   int64_t k = 0;
   for (; k + 32 * U <= K; k += 32 * U)
@@ -223,8 +223,10 @@ static inline void int8_fixed(const uint8_t *w, int64_t K, int64_t group, const 
   for (int b = 0; b < B; b++) y[b] = sum(acc[b]);
 }
 
-// x in steps; what is no number makes its group's step none
-static inline void to_fixed(const float *x, int64_t K, int64_t group, int16_t *fixed, float *steps) {
+// x in steps, whole, or in two planes of bytes; what is no number makes its group's step none
+template <bool PLANES>
+static inline void to_fixed(const float *x, int64_t K, int64_t group, int16_t *fixed, float *steps, float *sums) {
+  constexpr float MOST = PLANES ? 127 * 256 + 127 : 32767;
   for (int64_t k = 0, g = 0; k < K; k += group, g++) {
     vf most = {}, seen = {};
     for (int64_t i = k; i < k + group; i += W) {
@@ -233,38 +235,63 @@ static inline void to_fixed(const float *x, int64_t K, int64_t group, int16_t *f
       seen += v * 0.0f;
     }
     const float largest = max(most);
-    steps[g] = largest / 32767.0f + sum(seen);
-    const float inverse = largest > 0 ? 32767.0f / largest : 0;
-    for (int64_t i = k; i < k + group; i += W)
-      _mm256_storeu_si256((__m256i *)(fixed + i),
-                          _mm512_cvtepi32_epi16(_mm512_cvtps_epi32((__m512)(load(x + i) * inverse))));
+    steps[g] = largest / MOST + sum(seen);
+    const float inverse = largest > 0 ? MOST / largest : 0;
+    __m512i whole = {};
+    for (int64_t i = k; i < k + group; i += W) {
+      const __m512i v = _mm512_cvtps_epi32((__m512)(load(x + i) * inverse));
+      if (PLANES) {
+        int8_t *high = (int8_t *)(fixed + (i & ~63)) + (i & 63);
+        // v = 256 high + low, both with a sign
+        const __m512i rounded = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
+        _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8(rounded));
+        _mm_storeu_si128((__m128i *)(high + 64), _mm512_cvtepi32_epi8(v));
+        whole = _mm512_add_epi32(whole, v);
+      } else {
+        _mm256_storeu_si256((__m256i *)(fixed + i), _mm512_cvtepi32_epi16(v));
+      }
+    }
+    if (PLANES) sums[g] = (float)_mm512_reduce_add_epi32(whole) * steps[g];
   }
 }
 
-// -8 ... 7 in bfloat16, twice: bit 4 of an index does not matter
-alignas(64) static const uint16_t NIBBLES[32] = {
-    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
-    0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
-    0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+// a byte each for 64 columns: codes 0 ... 15, those of the last 32 columns sixteen times as large, as they lie
+static inline __m512i nibbles(const uint8_t *p) {
+  const __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
+  return _mm512_and_si512(twice, _mm512_inserti64x4(_mm512_set1_epi8(15), _mm256_set1_epi8((char)0xf0), 1));
+}
 
-template <int B>
-static inline void int4_pairs(const uint8_t *w, int64_t K, const float *scales, int shift, const bf16 *x, int64_t ld,
-                              float (&y)[B]) {
-  const __m512i table = _mm512_load_si512(NIBBLES);
-  vf acc[B][2] = {};
-  for (int64_t k = 0; k < K; k += 64, w += 32) {
-    ask(w);
-    const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)w));
-    const __m512bh low = (__m512bh)_mm512_permutexvar_epi16(v, table);
-    const __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), table);
-    const vf low_scale = all(scales[k >> shift]), high_scale = all(scales[(k + 32) >> shift]);
+// codes are taken from 0 up; what lies around 8 comes off at the end, with the sums of x. A group is 2^shift blocks of 64
+// columns, or half of one. The bare loop matters: what the core decodes bounds it, not what it multiplies
+template <int B, bool HALVES>
+static inline void int4_fixed(const uint8_t *w, int64_t K, int64_t groups, const float *scales, int shift,
+                              const int16_t *x, const float *steps, const float *sums, int64_t ld, float (&y)[B]) {
+  float sizes[B][MOST_GROUPS];
+  vf acc[B] = {}, rest[B] = {};
+  for (int64_t g = 0; g < groups; g += W) {
+    const __mmask16 some = groups - g < W ? (1 << (groups - g)) - 1 : 0xffff;
+    const vf scale = (vf)_mm512_maskz_loadu_ps(some, scales + g);
     for (int b = 0; b < B; b++) {
-      const bf16 *q = x + b * ld + k;
-      acc[b][0] += (vf)_mm512_dpbf16_ps(__m512{}, low, pairs(q)) * low_scale;
-      acc[b][1] += (vf)_mm512_dpbf16_ps(__m512{}, high, pairs(q + 32)) * high_scale;
+      store(sizes[b] + g, scale * (vf)_mm512_maskz_loadu_ps(some, steps + b * ld + g));
+      rest[b] -= 8.0f * scale * (vf)_mm512_maskz_loadu_ps(some, sums + b * ld + g);
     }
   }
-  for (int b = 0; b < B; b++) y[b] = total(acc[b]);
+  const int64_t blocks = (uint64_t)K / 64;
+  for (int64_t i = 0; i < blocks; i++, w += 32, x += 64) {
+    if (i % 2 == 0) ask(w);
+    const __m512i codes = nibbles(w);
+    const int64_t g = HALVES ? 2 * i : i >> shift;
+    for (int b = 0; b < B; b++) {
+      const int16_t *q = x + b * ld;
+      const __m512i high = _mm512_dpbusd_epi32(__m512i{}, codes, _mm512_loadu_si512(q));
+      const __m512i whole = _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 8), codes, _mm512_loadu_si512(q + 32));
+      vf size = all(sizes[b][g]);
+      if (HALVES) size = (vf)_mm512_mask_blend_ps(0xff00, (__m512)size, _mm512_set1_ps(sizes[b][g + 1]));
+      acc[b] += (vf)_mm512_cvtepi32_ps(whole) * size;
+    }
+  }
+  const vf parts = (vf)_mm512_insertf32x8(_mm512_set1_ps(1), _mm256_set1_ps(1.0f / 16), 1);
+  for (int b = 0; b < B; b++) y[b] = sum(rest[b] + parts * acc[b]);
 }
 #endif
 
@@ -277,12 +304,15 @@ static inline void one_row(const Matrix &w, int64_t n, const Inputs &in, int64_t
 #if defined(__AVX512BF16__)
   if (in.half) {
     const bf16 *half = in.half + b * in.ld;
-    if (w.format == BF16) return plain_pairs<B>((const bf16 *)p, w.K, half, in.ld, y);
-    return int4_pairs<B>(p, w.K, scales, shift, half, in.ld, y);
+    return plain_pairs<B>((const bf16 *)p, w.K, half, in.ld, y);
   }
   if (in.fixed) {
     const int16_t *fixed = in.fixed + b * in.ld;
-    const float *steps = in.steps + b * in.ld;
+    const float *steps = in.steps + b * in.ld, *sums = in.sums + b * in.ld;
+    if (w.format == INT4 && w.group < 64)
+      return int4_fixed<B, true>(p, w.K, w.groups(), scales, 0, fixed, steps, sums, in.ld, y);
+    if (w.format == INT4)
+      return int4_fixed<B, false>(p, w.K, w.groups(), scales, shift - 6, fixed, steps, sums, in.ld, y);
     if (w.zeros) return int8_fixed<B, true>(p, w.K, w.group, scales, fixed, steps, in.ld, y);
     return int8_fixed<B, false>(p, w.K, w.group, scales, fixed, steps, in.ld, y);
   }
@@ -338,14 +368,16 @@ static inline Inputs prepare(const Matrix &w, const float *x, int64_t B, int64_t
     if (k < w.K) store_some(half + b * ld + k, load_some(x + b * ld + k, w.K - k), w.K - k);
   }
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
-  for (int64_t b = 0; b < B && fixed; b++) to_fixed(x + b * ld, w.K, w.group, fixed + b * ld, steps + b * ld);
+  for (int64_t b = 0; b < B && fixed; b++) {
+    const auto write = w.format == INT4 ? to_fixed<true> : to_fixed<false>;
+    write(x + b * ld, w.K, w.group, fixed + b * ld, steps + b * ld, sums + b * ld);
+  }
 #endif
-  for (int64_t b = 0; b < B && w.zeros; b++)
+  for (int64_t b = 0; b < B && w.zeros && !(fixed && w.format == INT4); b++)
     for (int64_t g = 0; g < w.groups(); g++) {
       vf total = {};
       for (int64_t k = g * w.group; k < (g + 1) * w.group; k += W) {
-        vf v = half ? load(half + b * ld + k) : load(x + b * ld + k);
-        total += v;
+        total += load(x + b * ld + k);
       }
       sums[b * ld + g] = sum(total);
     }
