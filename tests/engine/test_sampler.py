@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from plait.engine.request import Sampling
-from plait.engine.sampler import Draw, _penalised, filtered, sample, uniform
+from plait.engine.sampler import Draw, filtered, sample, uniform
 
 SETTINGS = [
     Sampling(temperature=0.7),
@@ -53,7 +53,7 @@ def test_filters_equal_those_of_transformers(s: Sampling) -> None:
     for _ in range(20):
         logits = torch.randn(1, 211) * 4
         ids = torch.randint(0, 211, (30,)).tolist()
-        ours = filtered(_penalised(logits[0], draw(s, ids, 211))[None], s)
+        ours = filtered(draw(s, ids, 211).adjusted(logits[0])[None], s)
         expected = theirs(logits, ids, s)
         assert torch.equal(ours.isinf(), expected.isinf())
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
@@ -129,3 +129,55 @@ def test_logits_that_are_no_numbers_are_an_error(s: Sampling) -> None:
     logits[1, 4] = math.nan
     with pytest.raises(FloatingPointError, match="not numbers"):
         sample(logits, [draw(s, [1], 9), draw(s, [1], 9)])
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, -0.3), (1.5, 2.0)])
+def test_presence_and_frequency_are_taken_off_for_tokens_of_the_answer(presence: float, frequency: float) -> None:
+    d = draw(Sampling(presence_penalty=presence, frequency_penalty=frequency), [1, 1, 2], 6)
+    for token_id in (3, 3, 3, 5):
+        d.note(token_id)
+    logits = torch.randn(6)
+    # the prompt's tokens 1 and 2 do not count
+    counts = torch.tensor([0, 0, 0, 3, 0, 1])
+    torch.testing.assert_close(d.adjusted(logits), logits - presence * (counts > 0) - frequency * counts)
+
+
+def test_a_bias_bans_and_forces() -> None:
+    logits = torch.tensor([[5.0, 4.0, 3.0, 0.0]])
+    greedy = Sampling(temperature=0, logit_bias={0: -100, 3: 3.5})
+    assert sample(logits, [draw(greedy, [1], 4)]) == [1]
+    forced = [draw(Sampling(logit_bias={3: 100}, seed=i), [1], 4) for i in range(50)]
+    assert sample(logits.expand(50, -1), forced) == [3] * 50
+    with pytest.raises(ValueError, match="logit_bias: there is no token id 4"):
+        draw(Sampling(logit_bias={4: 1.0}), [1], 4)
+
+
+def test_the_batch_around_it_does_not_change_a_row_by_a_bit() -> None:
+    # rows so flat that a sum in another order would show in the token now and then
+    logits = torch.randn(40, 4099) * 0.01
+    settings = [Sampling(seed=i, top_p=0.9 if i % 2 else None, temperature=0.5 + 0.5 * (i % 3)) for i in range(40)]
+    draws = [draw(s, [0] * i, 4099) for i, s in enumerate(settings)]
+    together = sample(logits, draws)
+    assert together == [sample(logits[i : i + 1], [d])[0] for i, d in enumerate(draws)]
+
+
+def test_answers_to_one_prompt_have_randomness_of_their_own() -> None:
+    draws = [Draw(Sampling(seed=3), [1], 1000, torch.device("cpu"), index=i) for i in range(32)]
+    ids = sample(torch.zeros(32, 1000), draws)
+    assert len(set(ids)) > 25
+    assert ids[0] == sample(torch.zeros(1, 1000), [draw(Sampling(seed=3), [1], 1000)])[0]
+
+
+def test_logprobs_are_of_the_model_before_temperature_filters_penalties_and_bias() -> None:
+    logits = torch.randn(2, 50) * 2
+    s = Sampling(temperature=0.3, top_k=4, logit_bias={7: 100}, presence_penalty=1.0, logprobs=3, seed=1)
+    draws = [draw(s, [1], 50), draw(Sampling(temperature=0), [1], 50)]
+    (chosen, _) = sample(logits, draws)
+    assert chosen == 7
+    expected = logits[0].log_softmax(-1)
+    (told,) = draws[0].logprobs
+    assert told.token_id == 7
+    assert told.logprob == pytest.approx(float(expected[7]), abs=1e-6)
+    assert [i for i, _ in told.top] == expected.topk(3).indices.tolist()
+    assert [p for _, p in told.top] == pytest.approx(expected.topk(3).values.tolist(), abs=1e-6)
+    assert draws[1].logprobs == []

@@ -136,7 +136,7 @@ class Steps:
 
     def serves(self, rows: Sequence[Row]) -> bool:
         """Whether these sequences can be decoded here: on a GPU, and nothing about them is computed on the host."""
-        return self.captures and all(row.draw.seen is None for row in rows)
+        return self.captures and all(row.draw.is_plain for row in rows)
 
     def ready(self, batch: int, capacity: int) -> list[Step]:
         """The steps for so many sequences with so much room, smallest bucket first; what the cache held is lost.

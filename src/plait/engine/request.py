@@ -18,11 +18,11 @@ class Sampling:
     distribution. top_k: only the k likeliest. top_p: only the likeliest that together hold this probability.
     min_p: only those at least this fraction as likely as the likeliest. repetition_penalty: above 1 makes tokens of
     the prompt and the answer less likely. presence_penalty: taken off the logit of each token that the answer holds;
-    frequency_penalty: for each time that it does. logit_bias: added to the logits of these ids, at last; a mapping, kept
-    as pairs. logprobs: tell of each new token how likely it was and which k were likeliest (0: of itself only), in the
-    model's own distribution: before temperature, filters, penalties, bias and constraints. seed: the same seed gives
-    the same tokens, whatever else runs in the batch; None draws one. stop: texts that end the answer and are not part
-    of it. stop_ids: token ids that do, besides the model's own. ignore_eos: run on past the model's own end ids.
+    frequency_penalty: for each time that it does. logit_bias: added to the logits of these ids, at last; a mapping,
+    kept as pairs. logprobs: tell of each new token how likely it was and which k were likeliest (0: of itself only), in
+    the model's own distribution: before temperature, filters, penalties, bias and constraints. seed: the same seed
+    gives the same tokens, whatever else runs in the batch; None draws one. stop: texts that end the answer and are not
+    part of it. stop_ids: token ids that do, besides the model's own. ignore_eos: run on past the model's own end ids.
     """
 
     max_tokens: int = 128

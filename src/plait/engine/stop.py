@@ -7,6 +7,8 @@ until it does or does not.
 from collections.abc import Sequence
 from typing import Protocol
 
+from plait.text.reasoning import overlap
+
 
 class Decoder(Protocol):
     """Ids in, certain characters out; see plait.text.stream."""
@@ -14,6 +16,35 @@ class Decoder(Protocol):
     def add(self, token_id: int) -> str: ...
 
     def finish(self) -> str: ...
+
+
+class StopGate:
+    """Text up to and without the first stop text."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        """Args: stop: the stop texts."""
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+        """A stop text has appeared; nothing follows."""
+
+    def add(self, piece: str) -> str:
+        """Take the next text; return what is now certain, often ""."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """The text ended: return what was held back."""
+        text, self._held = self._held, ""
+        return text
 
 
 class TextGate:
@@ -25,40 +56,22 @@ class TextGate:
             decoder: a fresh stream of the tokenizer; None where there is none, and then there is no text.
             stop: the stop texts.
         """
-        self._decoder = decoder
-        self._stop = tuple(stop)
-        self._held = ""
-        self.stopped = False
+        self._decoder, self._gate = decoder, StopGate(stop)
+
+    @property
+    def stopped(self) -> bool:
         """A stop text has appeared; nothing follows."""
+        return self._gate.stopped
 
     def add(self, token_id: int) -> str:
         """Take the next id; return the text that is now certain, often ""."""
         if self._decoder is None or self.stopped:
             return ""
-        return self._pass(self._decoder.add(token_id))
+        return self._gate.add(self._decoder.add(token_id))
 
     def finish(self) -> str:
         """The answer ended: return what was held back."""
         if self._decoder is None or self.stopped:
             return ""
-        text = self._pass(self._decoder.finish())
-        text, self._held = text + self._held, ""
-        return text
-
-    def _pass(self, piece: str) -> str:
-        text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that is a beginning of `stop`, in characters."""
-    for n in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
-    return 0
+        text = self._gate.add(self._decoder.finish())
+        return text + self._gate.finish()

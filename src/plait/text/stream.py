@@ -43,6 +43,11 @@ def token_bytes(token: str) -> bytes:
         return token.encode("utf-8")
 
 
+def plain_bytes(token: str) -> bytes:
+    """The same of a vocabulary that writes spaces as a low line of its own and single bytes as `<0x0A>`."""
+    return bytes([int(token[3:5], 16)]) if _BYTE_TOKEN.match(token) else token.replace("\u2581", " ").encode("utf-8")
+
+
 class ByteStream:
     """Streaming decoder of byte-level vocabularies."""
 

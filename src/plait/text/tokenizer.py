@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers.decoders import ByteLevel
 
 from plait.text.settings import TokenizerSettings, read_settings
-from plait.text.stream import ByteStream, StreamDecoder, WindowStream
+from plait.text.stream import ByteStream, StreamDecoder, WindowStream, plain_bytes, token_bytes
 
 # in some versions the library's own threads warn, or hang, in processes forked after first use. who wants speed calls
 # `encode_batch` from several threads (the lock of Python is released inside); an explicit setting of the user stands
@@ -44,7 +44,10 @@ class Tokenizer:
             raise ValueError(f"token {token!r} has id {largest}, allowed are ids up to {_MAX_ID}; the file is broken")
         if largest < 0:
             raise ValueError("the vocabulary is empty; the file is broken")
-        self._special = {id for id, added in backend.get_added_tokens_decoder().items() if added.special}
+        added = backend.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self._special = {id for id, token in added.items() if token.special}
+        self._is_byte_level = isinstance(backend.decoder, ByteLevel)
         self.vocab_size: int = largest + 1
         """The largest id plus one: how many rows an embedding needs at least."""
         self._settle(settings or TokenizerSettings())
@@ -111,7 +114,7 @@ class Tokenizer:
     def stream(self, skip_special: bool = True) -> StreamDecoder:
         """A decoder that takes ids one by one; its pieces joined equal `decode` of all ids."""
         hidden = self._special if skip_special else frozenset[int]()
-        if isinstance(self._backend.decoder, ByteLevel):
+        if self._is_byte_level:
             return ByteStream(self.token_of, hidden)
         return WindowStream(self.token_of, hidden, lambda ids: self.decode(ids, skip_special))
 
@@ -122,6 +125,17 @@ class Tokenizer:
     def token_of(self, token_id: int) -> str | None:
         """The token (in the vocabulary's own spelling) of an id, or None for an unknown id."""
         return self._backend.id_to_token(token_id) if 0 <= token_id <= _MAX_ID else None
+
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The bytes that an id adds in the middle of a text, or None for an unknown id."""
+        token = self.token_of(token_id)
+        if token is None or token_id in self._added:
+            return None if token is None else token.encode()
+        return token_bytes(token) if self._is_byte_level else plain_bytes(token)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id is a mark that decoding leaves out."""
+        return token_id in self._special
 
     @property
     def vocabulary_hash(self) -> str:
@@ -161,6 +175,14 @@ class Tokenizer:
             plain.encode_special_tokens = True
             self._plain = plain
         return self._plain
+
+
+def continuation(tokenizer: Tokenizer, text: str, *, parse_special: bool = True) -> list[int]:
+    """Ids of a text in the middle of another: without the space that some vocabularies put before every text."""
+    before = tokenizer.encode("a")
+    whole = tokenizer.encode("a" + text, parse_special=parse_special)
+    fits = whole[: len(before)] == before
+    return whole[len(before) :] if fits else tokenizer.encode(text, parse_special=parse_special)
 
 
 def _whole(text: str) -> str:
