@@ -24,9 +24,9 @@ LAW: dict[str, set[str]] = {
     "dist": {"model", "ops"},
     "engine": {"formats", "dist", "model", "ops", "text"},
     "train": {"formats", "dist", "data", "model", "report"},
-    "serve": {"engine"},
+    "serve": {"engine", "text"},
     "curate": {"engine", "report"},
-    "evals": {"engine", "report"},
+    "evals": {"engine", "model", "data", "config", "report"},
     "tune": {"train", "engine", "data"},
     "compress": {"train", "formats", "data", "model", "precision", "ops", "config", "report"},
 }
