@@ -95,16 +95,15 @@ def _score(model: Hybrid, rows: Sequence[Sequence[int]], sizes: Sequence[int]) -
     """Likelihoods of the last `sizes` tokens of each row."""
     width = max(map(len, rows)) - 1
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
     scored = torch.zeros(len(rows), width, dtype=torch.bool)
     for r, (row, size) in enumerate(zip(rows, sizes, strict=True)):
         n = len(row) - 1
         ids[r, :n] = torch.tensor(row[:-1])
-        mask[r, :n] = True
         scored[r, n - size : n] = True
     targets = torch.tensor([t for row, size in zip(rows, sizes, strict=True) for t in row[len(row) - size :]])
-    ids, mask, scored, targets = (t.to(model.device) for t in (ids, mask, scored, targets))
-    x = model.hidden(ids, attention_mask=None if bool(mask.all()) else mask)[0][scored]  # (sum of sizes, D)
+    ids, scored, targets = (t.to(model.device) for t in (ids, scored, targets))
+    # what lies behind a row's last token needs no mask: no position sees a later one
+    x = model.hidden(ids)[0][scored]  # (sum of sizes, D)
     logprobs, first = [], []
     for some, wanted in zip(x.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
         logits = _head(model, some).float()
