@@ -8,6 +8,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("plait.cli.generate", "continue a prompt"),
     "chat": ("plait.cli.chat", "talk with a model in the terminal"),
     "evaluate": ("plait.cli.evaluate", "score a model on evaluation sets, above chance"),
+    "serve": ("plait.cli.serve", "answer OpenAI's routes and show a chat page"),
     "info": ("plait.cli.info", "show a model's layers, parameters, bytes and cost without loading it"),
     "plan": ("plait.cli.plan", "say what a model needs of a machine, and how fast it can be, before it runs"),
     "convert": ("plait.cli.convert", "write a checkpoint in another format"),

@@ -1,0 +1,167 @@
+"""`plait serve`: answer OpenAI's routes with a model, show a chat page, stop without losing what was begun."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from plait import __version__
+from plait.cli.drawing import count, size
+from plait.cli.launch import arg
+from plait.config import bytes_of
+from plait.engine.engine import Engine
+from plait.engine.request import FinishReason
+from plait.engine.worker import Worker
+from plait.formats.checkpoint import load
+from plait.model.hybrid import Hybrid
+from plait.report import Report
+from plait.text.reasoning import switch_of
+
+if TYPE_CHECKING:
+    from plait.serve.metrics import Metrics
+
+log = logging.getLogger("plait.serve")
+
+EXAMPLE = """plait serve path/to/checkpoint      (then open http://127.0.0.1:8000)
+  plait serve path/to/checkpoint --port 9000 --recipe int8 --context 32768 --api-key-file keys.txt
+  plait serve path/to/checkpoint --host 0.0.0.0 --api-key SECRET --replicas 2
+  curl localhost:8000/v1/completions -H 'content-type: application/json' -d '{"prompt": "def f(", "max_tokens": 32}'"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What is served, to whom, and how much of it."""
+
+    checkpoint: Path = arg(help="folder of the model", positional=True)
+    host: str = arg(default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of this machine's")
+    port: int = arg(default=8000, help="0 takes a free one")
+    socket: Path | None = arg(default=None, help="listen at a Unix socket of this path instead")
+    name: str | None = arg(default=None, help="what requests call the model; by default the checkpoint's folder")
+    api_key: str | None = arg(default=None, help="key that requests must bring; or in the variable PLAIT_API_KEY")
+    api_key_file: Path | None = arg(default=None, help="file of such keys, one a line")
+    hosts: tuple[str, ...] = arg(default=(), help="names of this server in requests, beside those of this machine")
+    origins: tuple[str, ...] = arg(default=(), help="web pages elsewhere that may ask, such as https://example.org")
+    context: int | None = arg(
+        default=None, help="tokens of prompt and answer; by default what the model was trained for"
+    )
+    max_batch: int = arg(default=64, help="answers that are made at the same time")
+    max_waiting: int = arg(default=32, help="answers that may wait besides; then requests are told to come again (429)")
+    max_answers: int = arg(default=16, help="answers of one request")
+    max_tokens: int | None = arg(
+        default=None, help="of an answer whose request names no length; all that fit otherwise"
+    )
+    max_body: str = arg(default="4MiB", help="size of a request")
+    timeout: float = arg(default=600.0, help="seconds for one request, waiting included")
+    drain: float = arg(default=60.0, help="seconds for requests to end after a signal to stop")
+    prefill_chunk: int = arg(default=2048, help="tokens of prompts per pass; bounds memory")
+    dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
+    recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
+    device: str = arg(default="auto", help="cpu, cuda, cuda:1 ...; auto is the GPU if there is one")
+    replicas: int = arg(default=1, help="engines behind the one address, a process each")
+
+    def __post_init__(self) -> None:
+        counts = ("max_batch", "max_answers", "timeout", "drain", "prefill_chunk", "replicas")
+        for field in (*counts, *(f for f in ("context", "max_tokens") if getattr(self, f) is not None)):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be above 0")
+        if self.max_waiting < 0:
+            raise ValueError(f"--max-waiting {self.max_waiting}: must be at least 0")
+        if bytes_of(self.max_body) < 1024:
+            raise ValueError(f"--max-body {self.max_body}: a request needs at least 1 KiB")
+        if not self.checkpoint.exists():
+            raise FileNotFoundError(2, os.strerror(2), str(self.checkpoint))
+
+    @property
+    def model_name(self) -> str:
+        """What requests call the model."""
+        return self.name or self.checkpoint.resolve().name
+
+
+def run(inputs: Inputs) -> Report:
+    """Serve until a signal; the report says how it went."""
+    try:
+        from plait.serve.app import LOOPBACK, application
+        from plait.serve.keys import Keys
+        from plait.serve.limits import Limits
+        from plait.serve.served import House, Served
+        from plait.serve.server import Server, address_of, bind
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} is missing; pip install 'plait[serve]'", name=error.name) from None
+    keys = Keys.open(inputs.api_key or os.environ.get("PLAIT_API_KEY") or None, inputs.api_key_file)
+    limits = Limits(
+        body_bytes=bytes_of(inputs.max_body),
+        answers=inputs.max_answers,
+        default_tokens=inputs.max_tokens,
+        seconds=inputs.timeout,
+        open=inputs.max_batch + inputs.max_waiting,
+    )
+    house = House(limits, keys)
+    is_local = inputs.socket is not None or inputs.host in (*LOOPBACK, "::1")
+    # a stranger's page can make its own name point here; a key, or a name that is not ours, keeps it out
+    hosts = {*LOOPBACK, inputs.host, *inputs.hosts} if is_local and not keys.are_needed and not inputs.socket else ()
+    app = application(house, __version__, hosts=hosts, origins=inputs.origins)
+    sock = bind(inputs.host, inputs.port, inputs.socket)
+    address = address_of(sock)
+    log.info("%s: loading %s; /ready says when it is done", address, inputs.checkpoint)
+    if not is_local and not keys.are_needed:
+        log.warning("anybody who reaches %s may use it; --api-key or --api-key-file asks for a key", address)
+    began = time.perf_counter()
+
+    def served() -> Served:
+        model = load(inputs.checkpoint, device=inputs.device, dtype=inputs.dtype, recipe=inputs.recipe)
+        context = inputs.context or model.config.max_context
+        engine = Engine(model, max_batch=inputs.max_batch, prefill_chunk=inputs.prefill_chunk)
+        return Served.of(Worker(engine), inputs.model_name, context, facts(engine))
+
+    def opened(found: Served) -> None:
+        for line in story(found.worker.engine.model, found.context, inputs):
+            log.info("%s", line)
+        log.info(
+            "ready after %.1f s: %s (the chat page), %s/v1 (OpenAI)", time.perf_counter() - began, address, address
+        )
+
+    Server(house, app, sock, inputs.drain).run(served, opened)
+    return report(f"serve {inputs.checkpoint}", house.metrics)
+
+
+def facts(engine: Engine) -> Mapping[str, object]:
+    """What /v1/models tells of a model besides."""
+    config, cost, width = engine.model.config, engine.model.config.cost(), engine.model.recipe.compute.itemsize
+    template = None if engine.tokenizer is None else engine.tokenizer.chat_template
+    return {
+        "pattern": config.pattern,
+        "parameters": cost.params,
+        "state_bytes": cost.ssm_numbers * 4 + cost.conv_numbers * width,
+        "kv_bytes_per_token": cost.kv_numbers_per_token * width,
+        "thinking": template is not None and switch_of(template) is not None,
+    }
+
+
+def story(model: Hybrid, context: int, inputs: Inputs) -> list[str]:
+    """What runs, in lines for the log."""
+    config, cost, width = model.config, model.config.cost(), model.recipe.compute.itemsize
+    state = cost.ssm_numbers * 4 + cost.conv_numbers * width
+    kv = cost.kv_numbers_per_token * width
+    return [
+        f"{inputs.model_name}: {config.pattern}, {count(cost.params)} parameters, "
+        f"{model.recipe.name} on {model.device}, computing in {str(model.recipe.compute).removeprefix('torch.')}",
+        f"an answer holds {size(state)} of state and {size(kv)} per token: {size(state + kv * context)} at {context:,} "
+        f"tokens; {inputs.max_batch} answers at one time, {inputs.max_waiting} may wait",
+    ]
+
+
+def report(title: str, metrics: "Metrics") -> Report:
+    """How it went, from the server's own figures."""
+    found = Report(title)
+    ends = {name: metrics.value("plait_answers_total", reason=name) for name in FinishReason}
+    whole = ends[FinishReason.STOP] + ends[FinishReason.LENGTH]
+    found.add("answers", round(whole))
+    found.add("answers that were broken off", round(sum(ends.values()) - whole))
+    found.add("requests turned away when full", round(metrics.value("plait_requests_refused_total")))
+    n = metrics.value("plait_time_to_first_token_seconds_count")
+    if n:
+        found.add("time to first token, mean", metrics.value("plait_time_to_first_token_seconds_sum") / n, "s")
+    return found

@@ -1,0 +1,57 @@
+"""What an answer must match: response_format and structured_outputs as a constraint of the engine, tried before use."""
+
+from collections.abc import Callable
+
+from plait.engine.constraint import Constraint, of_choices, of_schema
+from plait.serve.error import RequestError
+from plait.serve.protocol import ChatBody, ResponseFormat, Sampled, StructuredOutputs
+from plait.serve.schema import parse
+from plait.serve.served import Served
+
+
+def constraint_of(body: Sampled, served: Served) -> Constraint | None:
+    """The constraint of a request, or None.
+
+    Raises: RequestError naming the field: two constraints, one that is wrong, or one that would take too long.
+    """
+    wanted = body.response_format if isinstance(body, ChatBody) else None
+    wanted = None if wanted is None or wanted.type == "text" else wanted
+    outputs = body.structured_outputs
+    if wanted is not None and outputs is not None:
+        raise RequestError("response_format and structured_outputs exclude each other", "structured_outputs")
+    if wanted is not None:
+        return tried(lambda: _of_format(wanted), served, "response_format")
+    if outputs is not None:
+        return tried(lambda: _of_outputs(outputs), served, "structured_outputs")
+    return None
+
+
+def tried(make: Callable[[], Constraint], served: Served, field: str) -> Constraint:
+    """A constraint that the engine will be able to follow.
+
+    Raises: RequestError naming the field.
+    """
+    try:
+        constraint = make()
+        served.worker.engine.grammars.compile(constraint)
+    except RequestError:
+        raise
+    except (ValueError, ModuleNotFoundError) as error:
+        raise RequestError(str(error).removeprefix("constraint: "), field) from None
+    return constraint
+
+
+def _of_format(wanted: ResponseFormat) -> Constraint:
+    if wanted.json_schema is None:
+        return of_schema({"type": "object"})
+    return of_schema(wanted.json_schema.schema)
+
+
+def _of_outputs(outputs: StructuredOutputs) -> Constraint:
+    if outputs.choice is not None:
+        return of_choices(outputs.choice)
+    if outputs.regex is not None:
+        return Constraint("regex", outputs.regex)
+    if outputs.grammar is not None:
+        return Constraint("lark", outputs.grammar)
+    return of_schema(parse(outputs.json.encode()) if isinstance(outputs.json, str) else outputs.json)
