@@ -23,6 +23,11 @@ from plait.engine.request import Completion, FinishReason, Sampling, Timings, Us
         ("min_p", -0.5),
         ("min_p", 2),
         ("repetition_penalty", 0.0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", math.nan),
+        ("logit_bias", 3),
+        ("logit_bias", {-1: 1.0}),
+        ("logprobs", -1),
         ("seed", -1),
         ("seed", 0.5),
         ("stop", ("ok", "")),
@@ -30,7 +35,7 @@ from plait.engine.request import Completion, FinishReason, Sampling, Timings, Us
     ],
 )
 def test_a_senseless_setting_is_refused_by_name_and_value(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field}=.*expected"):
+    with pytest.raises(ValueError, match=f"{field}.*=.*expected"):
         Sampling(**{field: value})  # pyright: ignore[reportArgumentType]
 
 
@@ -53,3 +58,9 @@ def test_decode_speed_counts_the_tokens_after_the_first() -> None:
     assert completion(11).decode_tokens_per_s == 5.0
     assert completion(1).decode_tokens_per_s == 0.0
     assert completion(1).finish_reason == "length"
+
+
+def test_a_bias_names_its_id_when_it_is_too_large() -> None:
+    with pytest.raises(ValueError, match=r"logit_bias\[5\]=101"):
+        Sampling(logit_bias={5: 101})
+    assert Sampling(logit_bias={5: 2, 1: -3.5}).logit_bias == ((1, -3.5), (5, 2))

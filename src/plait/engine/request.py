@@ -208,7 +208,7 @@ class Load:
 
 def _biases(value: object) -> tuple[tuple[int, float], ...]:
     try:
-        pairs = dict(value)  # type: ignore[call-overload]
+        pairs: dict[int, float] = dict(value)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         raise ValueError(f"logit_bias={value!r}: expected a mapping of token ids to numbers") from None
     for token_id, bias in pairs.items():

@@ -59,7 +59,8 @@ class Thoughts:
             max_tokens: of reasoning and answer together.
             strict: a grammar judges the answer: it begins at a token of its own, after the empty line.
         """
-        self._tokenizer, self._marks, self._budget, self._strict = tokenizer, marks, budget, strict
+        self.marks = marks
+        self._tokenizer, self._budget, self._strict = tokenizer, budget, strict
         self._decoder = MarkStream(tokenizer, (marks.open, marks.close))
         self._state = _State.OPEN if is_open else _State.BEGIN
         self._opening = continuation(tokenizer, marks.open)
@@ -128,7 +129,7 @@ class Thoughts:
 
     def _begin(self, token_id: int, piece: str) -> bool:
         self._tail += piece
-        begun, mark = self._tail.lstrip(), self._marks.open
+        begun, mark = self._tail.lstrip(), self.marks.open
         if begun.startswith(mark):
             self._state, self._tail = _State.OPEN, begun[len(mark) :]
             self._length = len(self._tail)
@@ -148,7 +149,7 @@ class Thoughts:
         self._state, self._has_answer = _State.OVER, True
 
     def _reason(self, piece: str) -> None:
-        mark = self._marks.close
+        mark = self.marks.close
         self._starts.append(self._length)
         text, self._length = self._tail + piece, self._length + len(piece)
         at = text.find(mark)
@@ -172,12 +173,12 @@ class Thoughts:
             self._close(after_newline=piece.endswith("\n"))
 
     def _close(self, after_newline: bool = False) -> None:
-        self._give(("" if after_newline else "\n") + self._marks.close + _GAP)
+        self._give(("" if after_newline else "\n") + self.marks.close + _GAP)
 
     def _cut(self, token_id: int) -> None:
         """Where a token would end the mark and begin the answer too, end the mark alone."""
         text = self._tail + self._tokenizer.decode([token_id], skip_special=False)
-        _, mark, rest = text.partition(self._marks.close)
+        _, mark, rest = text.partition(self.marks.close)
         if mark and rest.strip():
             begun = overlap(self._tail, mark)
             self.n_tokens = bisect_left(self._starts, self._length - begun)
