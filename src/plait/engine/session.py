@@ -22,7 +22,7 @@ from plait.text.chat import encode_chat
 from plait.text.tokenizer import Tokenizer
 
 KIND = "plait-session-2"
-Message = dict[str, str]
+Message = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +63,15 @@ class Session:
         return n if self.cache is not None and n < len(prompt) and list(prompt[:n]) == self.ids else 0
 
     def prompt(self, tokenizer: Tokenizer) -> list[int]:
-        """The messages as ids, by the tokenizer's template, and as a continuation of the cache where they are one.
+        """The messages as ids, by the tokenizer's template, and as a continuation of the cache where they are one."""
+        return self.continued(encode_chat(tokenizer, self.messages), tokenizer)
+
+    def continued(self, ids: list[int], tokenizer: Tokenizer) -> list[int]:
+        """A prompt's ids as a continuation of the cache, if their text is one.
 
         The ids of an answer as they were drawn may differ from those of its text read again. So texts are compared:
         if the cache's is the beginning, only the rest becomes new ids.
         """
-        ids = encode_chat(tokenizer, self.messages)
         n = len(self.ids)
         if self.cache is None or ids[:n] == self.ids:
             return ids

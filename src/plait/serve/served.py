@@ -15,6 +15,7 @@ from plait.serve.error import RequestError
 from plait.serve.keys import Keys
 from plait.serve.limits import Gate, Limits
 from plait.serve.metrics import Metrics
+from plait.serve.sessions import Sessions
 from plait.text.tokenizer import Tokenizer
 
 P = ParamSpec("P")
@@ -38,7 +39,7 @@ class Served:
     """One model behind the routes.
 
     name: what requests call it. context: tokens that a prompt and its answer may have together. facts: what
-    /v1/models tells of it besides. end_ids, end_texts: what ends an assistant's turn.
+    /v1/models tells of it besides. end_ids, end_texts: what ends an assistant's turn. sessions: None keeps none.
     """
 
     worker: Worker
@@ -50,6 +51,7 @@ class Served:
     created: int = 0
     end_ids: tuple[int, ...] = ()
     end_texts: tuple[str, ...] = ()
+    sessions: Sessions | None = None
 
     @classmethod
     def of(cls, worker: Worker, name: str, context: int, facts: Mapping[str, object] | None = None) -> "Served":
@@ -85,6 +87,15 @@ class Served:
                 status=404,
                 code="model_not_found",
             )
+
+    def kept_sessions(self) -> Sessions:
+        """Where sessions are kept.
+
+        Raises: RequestError 404 if nowhere.
+        """
+        if self.sessions is None:
+            raise RequestError("this server keeps no sessions; start it with --sessions FOLDER", "session", status=404)
+        return self.sessions
 
 
 class House:
