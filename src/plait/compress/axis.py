@@ -121,6 +121,19 @@ def spread_edit(edit: Edit, size: int) -> Edit:
     return Edit(n=edit.n * size, new=spread(edit.new, size), old=spread(edit.old, size), weight=weight)
 
 
+def behind(edit: Edit, kept: Tensor, norm: Tensor | None) -> Edit:
+    """The edit of columns that read behind a norm: twins are so before its weight, which may differ between them.
+
+    Args:
+        edit: from `merging`, of entries. kept: the entries that are kept, ascending. norm: the weight, None for none.
+    """
+    if norm is None or edit.only_takes:
+        return edit
+    w, leader = norm.double(), kept[edit.new]
+    ratio = torch.where(edit.old == leader, 1.0, w[edit.old] / w[leader])
+    return Edit(n=edit.n, new=edit.new, old=edit.old, weight=edit.weight * ratio)
+
+
 def rescaling(power: Tensor, chosen: Tensor, how: How) -> Tensor:
     """By what a norm's weight is multiplied in each group, so that what stays is divided by as much as before.
 
@@ -146,9 +159,37 @@ def tiled(edit: Edit, repeats: int, size: int) -> Edit:
     return Edit(n=edit.n * repeats, new=new, old=old, weight=edit.weight.repeat(repeats))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What an output projection reads of units of P channels each, as it was before a norm's weight, if there is one.
+
+    sketch: (units, P, K). moments: (units, P, P). columns: (units, P, d_model) that read them, the weight included.
+    """
+
+    sketch: Tensor
+    moments: Tensor
+    columns: Tensor
+
+    @property
+    def square(self) -> Tensor:
+        """(units, P) sums of squares."""
+        return self.moments.diagonal(dim1=1, dim2=2)
+
+
+def read_of(sums: Mapping[str, Tensor], tap: str, linear: nn.Module, norm: Tensor | None, size: int) -> Read:
+    """What a tap in front of a linear layer has seen; a channel that the norm's weight hides counts as silent."""
+    w = torch.ones(sums[f"{tap}.sketch"].shape[0]).double() if norm is None else norm.detach().cpu().double()
+    inverse = torch.where(w == 0, 0.0, 1 / w).view(-1, size)
+    return Read(
+        sketch=sums[f"{tap}.sketch"].unflatten(0, (-1, size)) * inverse[..., None],
+        moments=sums[f"{tap}.moments"] * inverse[:, :, None] * inverse[:, None],
+        columns=(weight_of(linear).T.double() * w[:, None]).unflatten(0, (-1, size)),
+    )
+
+
 def powers(square: Tensor, norm: Tensor) -> Tensor:
     """(D,) sums of squares of a norm's outputs, as they were before its weight (D,) scaled them."""
-    norm = norm.detach().to("cpu", torch.float64)
+    norm = norm.detach().cpu().double()
     return torch.where(norm == 0, 0.0, square / norm.square())
 
 
@@ -156,13 +197,13 @@ def output_norms(columns: Tensor, moments: Tensor, tokens: int) -> Tensor:
     """Root mean square of what units send into the stream, |W_u y_u| over tokens.
 
     Args:
-        columns: (units, d, P): of the output projection, those that read each unit.
+        columns: (units, P, d): of the output projection, those that read each unit.
         moments: (units, P, P): sums of y_u y_u^T over tokens.
 
     Returns: (units,) float64.
     """
-    # |W y|^2 = tr(W^T W y y^T)
-    energy = [((c.double().mT @ c.double()) * m.double()).sum() for c, m in zip(columns, moments, strict=True)]
+    # |W y|^2 = tr(W^T W y y^T), W^T the columns
+    energy = [((c @ c.mT) * m).sum() for c, m in zip(columns, moments, strict=True)]
     return (torch.stack(energy) / tokens).clamp(min=0).sqrt()
 
 

@@ -21,7 +21,6 @@ from plait.formats.safetensors import open_file
 from plait.formats.tensors import LazyTensor
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, recipe_of
-from plait.model.layer import LayerSpec
 
 
 def prune(
@@ -54,26 +53,33 @@ def prune(
     teacher = checkpoint.config
     check(plan, teacher)
 
-    def read(name: str) -> Tensor | None:
-        return source[name].read() if name in source else None
-
-    def how(axis: Axis) -> How:
-        return How(by=(by or {}).get(axis.name, axis.measures[0]), read=read, merge=merge, rescale=rescale)
-
     source, specs = dict(checkpoint.tensors), list(teacher.layers)
     edits: Edits = {}
+
+    def how(axis: Axis, where: str = "") -> How:
+        def read(name: str) -> Tensor | None:
+            return _edited(source, edits, where + name).read() if where + name in source else None
+
+        return How(by=(by or {}).get(axis.name, axis.measures[0]), read=read, merge=merge, rescale=rescale)
+
     for layer, wanted in zip(plan.kept, plan.config.layers, strict=True):
         if layer in plan.replaced:
             specs[layer] = wanted
             source = {name: t for name, t in source.items() if not name.startswith(f"blocks.{layer}.")}
             source |= {f"blocks.{layer}.{name}": t for name, t in open_file(plan.replaced[layer]).items()}
             continue
-        for (name, dim), edit in _layer_edits(layer, specs[layer], wanted, scores, how).items():
-            edits[f"blocks.{layer}.{name}", dim] = edit
+        where, spec = f"blocks.{layer}.", specs[layer]
+        for axis in AXES.values():
+            changes = {name: getattr(wanted, name) for name in axis.fields if axis.symbol == spec.symbol}
+            if axis.cut is not None and any(getattr(spec, name) != value for name, value in changes.items()):
+                units = _units(scores, axis, layer, how(axis).by)
+                _then(edits, axis.cut(spec, wanted, units, how(axis, where)), where)
+                spec = replace(spec, **changes)
     if plan.config.d_model < teacher.d_model:
         axis = AXES["width"]
         units = _units(scores, axis, WHOLE, how(axis).by)
-        _then(edits, axis.cut(replace(teacher, layers=tuple(specs)), plan.config, units, how(axis)))  # type: ignore[misc]
+        assert axis.cut is not None
+        _then(edits, axis.cut(replace(teacher, layers=tuple(specs)), plan.config, units, how(axis)))
     tensors = _named(source, edits, plan)
     _check_shapes(tensors, plan.config)
     provenance = {**checkpoint.provenance, "cut": {"kept": list(plan.kept), "d_model": plan.config.d_model}}
@@ -87,43 +93,36 @@ def kept_channels(plan: Plan, scores: Scores, by: str | None = None) -> tuple[in
     return tuple(best(scores.of("width", WHOLE, by), plan.config.d_model).tolist())
 
 
-def _layer_edits(layer: int, spec: LayerSpec, wanted: LayerSpec, scores: Scores, how) -> Edits:  # noqa: ANN001
-    """The edits of one block, axis after axis, names below the block."""
-    edits: Edits = {}
-    for axis in AXES.values():
-        changes = {name: getattr(wanted, name) for name in axis.fields if axis.symbol == spec.symbol}
-        if axis.cut is None or all(getattr(spec, name) == value for name, value in changes.items()):
-            continue
-        chosen = how(axis)
-        _then(edits, axis.cut(spec, wanted, _units(scores, axis, layer, chosen.by), chosen))
-        spec = replace(spec, **changes)
-    return edits
-
-
 def _units(scores: Scores, axis: Axis, layer: int, by: str) -> Units:
     # raises what is wrong, if anything
     scores.of(axis.name, layer, by)
     return scores.units[axis.name, layer]
 
 
-def _then(edits: Edits, later: Edits) -> None:
-    for place, edit in later.items():
+def _then(edits: Edits, later: Edits, where: str = "") -> None:
+    """Let further edits follow, whose names begin below `where`."""
+    for (name, dim), edit in later.items():
+        place = where + name, dim
         edits[place] = edits[place].then(edit) if place in edits else edit
+
+
+def _edited(source: Mapping[str, LazyTensor], edits: Edits, name: str) -> LazyTensor:
+    tensor = source[name]
+    return edited(tensor, {dim: edits[name, dim] for dim in range(len(tensor.shape)) if (name, dim) in edits})
 
 
 def _named(source: Mapping[str, LazyTensor], edits: Edits, plan: Plan) -> dict[str, LazyTensor]:
     """The edited tensors under the names that they have in the smaller model."""
     place = {layer: i for i, layer in enumerate(plan.kept)}
     tensors: dict[str, LazyTensor] = {}
-    for name, tensor in source.items():
+    for name in source:
         new = name
         if name.startswith("blocks."):
             _, layer, rest = name.split(".", 2)
             if int(layer) not in place:
                 continue
             new = f"blocks.{place[int(layer)]}.{rest}"
-        found = {dim: edits[name, dim] for dim in range(len(tensor.shape)) if (name, dim) in edits}
-        tensors[new] = edited(tensor, found)
+        tensors[new] = _edited(source, edits, name)
     return tensors
 
 

@@ -19,15 +19,15 @@ from plait.compress.axis import (
     Edits,
     How,
     Units,
+    behind,
     best,
     flat,
     merging,
     output_norms,
-    powers,
+    read_of,
     rescaling,
     spread,
     spread_edit,
-    weight_of,
 )
 from plait.compress.dims import places, taking
 from plait.compress.edits import Edit
@@ -50,19 +50,17 @@ def find(sums: Mapping[str, Tensor], where: str, block: Block, tokens: int) -> U
     mixer = block.mixer
     assert isinstance(mixer, AttentionMixer)
     s = mixer.spec
-    moments = sums[f"{where}.out.moments"]
+    norm = None if mixer.sub_norm is None else mixer.sub_norm.weight
+    read = read_of(sums, f"{where}.out", mixer.o_proj, norm, s.head_dim)
     groups = (s.n_kv_heads, s.n_heads // s.n_kv_heads)
-    leader, factor = twins(sums[f"{where}.out.sketch"].unflatten(0, (s.n_heads, -1)).flatten(1))
+    leader, factor = twins(read.sketch.flatten(1))
     first = leader == torch.arange(s.n_heads)
-    columns = weight_of(mixer.o_proj).T.double().unflatten(0, (s.n_heads, -1))  # (H, P, d_model)
-    square = moments.diagonal(dim1=1, dim2=2)
+    square = sums[f"{where}.out.moments"].diagonal(dim1=1, dim2=2)
     importance = {
-        "output": output_norms(merged(columns, leader, factor).mT, moments, tokens).view(groups),
+        "output": output_norms(merged(read.columns, leader, factor), read.moments, tokens).view(groups),
         "activation": ((square.sum(1) / tokens).sqrt() * first).view(groups),
     }
-    power = {}
-    if mixer.sub_norm is not None:
-        power[NORM] = powers(square.flatten(), mixer.sub_norm.weight).view_as(square).sum(1)[None]
+    power = {} if norm is None else {NORM: read.square.sum(1)[None]}
     return Units(importance=importance, leader=leader, factor=factor, power=power)
 
 
@@ -79,9 +77,10 @@ def _cut(spec: Attention, wanted: Attention, units: Units, how: How) -> Edits:
         groups = best(worth, wanted.n_kv_heads)
         keys = Edit.take(groups)
         heads = (best(importance[groups], per) + importance.shape[1] * groups[:, None]).flatten()
-    edits = taking("*", {"q": spread(heads, P)})
+    inner = spread(heads, P)
+    edits = taking("*", {"q": inner})
     edits |= {place: spread_edit(keys, P) for place in places("*", "kv")}
-    edits[READER, 1] = spread_edit(merging(heads, units, how), P)
+    edits[READER, 1] = behind(spread_edit(merging(heads, units, how), P), inner, how.read(NORM))
     for name, power in units.power.items():
         ratio = rescaling(power, heads[None], how)
         edits[name, 0] = edits[name, 0].then(Edit.scale(ratio.expand(len(heads) * P)))

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from plait.compress.axes.mamba_heads import NORM, READER, columns_of, powers_of, watch
-from plait.compress.axis import Axis, Edits, How, Units, best, merging, rescaling, spread, tiled
+from plait.compress.axes.mamba_heads import NORM, READER, read_by_output, watch
+from plait.compress.axis import Axis, Edits, How, Units, behind, best, merging, rescaling, spread, tiled
 from plait.compress.dims import mamba2_rows, taking
 from plait.compress.edits import Edit
 from plait.compress.twins import merged, twins
@@ -23,18 +23,16 @@ from plait.model.layers.mamba2 import Mamba2, Mamba2Mixer
 def _find(sums: Mapping[str, Tensor], where: str, block: Block, tokens: int) -> Units:
     mixer = block.mixer
     assert isinstance(mixer, Mamba2Mixer)
-    s = mixer.spec
-    sketch = sums[f"{where}.out.sketch"].unflatten(0, (s.n_heads, s.head_dim))  # (H, P, K)
-    leader, factor = twins(sketch.transpose(0, 1).flatten(1))
+    s, read = mixer.spec, read_by_output(sums, where, mixer)
+    leader, factor = twins(read.sketch.transpose(0, 1).flatten(1))
     first = leader == torch.arange(s.head_dim)
-    columns = merged(columns_of(mixer).transpose(0, 1), leader, factor)  # (P, H, d_model)
-    square = sums[f"{where}.out.moments"].diagonal(dim1=1, dim2=2).T  # (P, H)
+    columns = merged(read.columns.transpose(0, 1), leader, factor)  # (P, H, d_model)
     loud = sums[f"{where}.x.l1"].unflatten(0, (s.n_heads, -1)).sum(0).sqrt()
     importance = {
-        "output": (columns.square().sum(2) * square / tokens).sum(1).sqrt(),
+        "output": (columns.square().sum(2) * read.square.T / tokens).sum(1).sqrt(),
         "activation": loud * first,
     }
-    by_group = powers_of(sums, where, mixer).unflatten(0, (s.n_groups, -1)).sum(1)  # (G, P)
+    by_group = read.square.unflatten(0, (s.n_groups, -1)).sum(1)  # (G, P)
     return Units(importance=importance, leader=leader, factor=factor, power={NORM: by_group})
 
 
@@ -43,7 +41,7 @@ def _cut(spec: Mamba2, wanted: Mamba2, units: Units, how: How) -> Edits:
     kept = best(units.importance[how.by], n)
     inner = (spread(torch.arange(H), P).view(H, P)[:, kept]).flatten()
     edits = taking("M", mamba2_rows(spec, inner, torch.arange(spec.n_groups * spec.d_state), torch.arange(H)))
-    edits[READER, 1] = tiled(merging(kept, units, how), H, P)
+    edits[READER, 1] = behind(tiled(merging(kept, units, how), H, P), inner, how.read(NORM))
     ratio = rescaling(units.power[NORM], kept.expand(spec.n_groups, -1), how)
     edits[NORM, 0] = edits[NORM, 0].then(Edit.scale(ratio.repeat_interleave(H // spec.n_groups * n)))
     return edits

@@ -19,16 +19,17 @@ from plait.compress.axis import (
     Axis,
     Edits,
     How,
+    Read,
     Units,
+    behind,
     best,
     flat,
     merging,
     output_norms,
-    powers,
+    read_of,
     rescaling,
     spread,
     spread_edit,
-    weight_of,
 )
 from plait.compress.dims import mamba2_rows, taking
 from plait.compress.edits import Edit
@@ -50,40 +51,33 @@ def watch(taps: Taps, where: str, block: Block) -> None:
     taps.input(f"{where}.out", mixer.out_proj, taps.fold(f"{where}.out", size=mixer.spec.head_dim, l1=False))
 
 
-def columns_of(mixer: Mamba2Mixer) -> Tensor:
-    """(H, P, d_model) float64: what reads each head's channels."""
-    return weight_of(mixer.out_proj).T.double().unflatten(0, (mixer.spec.n_heads, mixer.spec.head_dim))
-
-
-def powers_of(sums: Mapping[str, Tensor], where: str, mixer: Mamba2Mixer) -> Tensor:
-    """(H, P): each channel's part of the mean square that the gated norm divides by."""
-    square = sums[f"{where}.out.moments"].diagonal(dim1=1, dim2=2)
-    return powers(square.flatten(), mixer.norm.weight).view_as(square)
+def read_by_output(sums: Mapping[str, Tensor], where: str, mixer: Mamba2Mixer) -> Read:
+    """What the output projection reads of each head."""
+    return read_of(sums, f"{where}.out", mixer.out_proj, mixer.norm.weight, mixer.spec.head_dim)
 
 
 def _find(sums: Mapping[str, Tensor], where: str, block: Block, tokens: int) -> Units:
     mixer = block.mixer
     assert isinstance(mixer, Mamba2Mixer)
-    s = mixer.spec
+    s, read = mixer.spec, read_by_output(sums, where, mixer)
     groups = (s.n_groups, s.n_heads // s.n_groups)
-    leader, factor = twins(sums[f"{where}.out.sketch"].unflatten(0, (s.n_heads, -1)).flatten(1))
+    leader, factor = twins(read.sketch.flatten(1))
     first = leader == torch.arange(s.n_heads)
-    columns = merged(columns_of(mixer), leader, factor)
     loud = sums[f"{where}.x.l1"].unflatten(0, (s.n_heads, -1)).sum(1).sqrt()
     importance = {
-        "output": output_norms(columns.mT, sums[f"{where}.out.moments"], tokens).view(groups),
+        "output": output_norms(merged(read.columns, leader, factor), read.moments, tokens).view(groups),
         "activation": (loud * first).view(groups),
     }
-    power = {NORM: powers_of(sums, where, mixer).sum(1).view(groups)}
-    return Units(importance=importance, leader=leader, factor=factor, power=power)
+    return Units(importance=importance, leader=leader, factor=factor, power={NORM: read.square.sum(1).view(groups)})
 
 
 def _cut(spec: Mamba2, wanted: Mamba2, units: Units, how: How) -> Edits:
     G, P, shared = spec.n_groups, spec.head_dim, spec.n_groups * spec.d_state
     chosen = best(units.importance[how.by], wanted.n_heads // G)
     kept = flat(chosen, spec.n_heads // G)
-    edits = taking("M", mamba2_rows(spec, spread(kept, P), torch.arange(shared), kept))
-    edits[READER, 1] = spread_edit(merging(kept, units, how), P)
+    inner = spread(kept, P)
+    edits = taking("M", mamba2_rows(spec, inner, torch.arange(shared), kept))
+    edits[READER, 1] = behind(spread_edit(merging(kept, units, how), P), inner, how.read(NORM))
     ratio = rescaling(units.power[NORM], chosen, how)
     edits[NORM, 0] = edits[NORM, 0].then(Edit.scale(ratio.repeat_interleave(wanted.n_heads // G * P)))
     return edits

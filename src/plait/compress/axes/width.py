@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from plait.compress.axis import Axis, Edits, How, Units, best, merging, powers, rescaling, weight_of
+from plait.compress.axis import Axis, Edits, How, Units, behind, best, merging, powers, rescaling, weight_of
 from plait.compress.dims import BLOCK, DIMS, OUTSIDE
 from plait.compress.edits import Edit
 from plait.compress.taps import Taps
@@ -115,32 +115,22 @@ def _cut(spec: ModelConfig, wanted: ModelConfig, units: Units, how: How) -> Edit
     every = {name: ("", dims) for name, dims in OUTSIDE.items()}
     for i, layer in enumerate(spec.layers):
         every |= {f"blocks.{i}.{name}": (f"blocks.{i}.", dims) for name, dims in labels(layer).items()}
+
+    def reading(norm: str) -> Edit:
+        # a layer without this norm reads the stream as it is
+        return behind(merging(kept, units, how), kept, how.read(norm))
+
     edits: Edits = {}
     for name, (where, dims) in every.items():
         for dim, label in enumerate(dims):
             if label == "width":
                 # of matrices (d_out, d_in), the last dimension reads, the others write
                 reads = dim == len(dims) - 1 > 0 and name != "embed.weight" and not name.endswith("experts.down")
-                edits[name, dim] = _reading(kept, units, how, f"{where}norm.weight") if reads else Edit.take(kept)
+                edits[name, dim] = reading(f"{where}norm.weight") if reads else Edit.take(kept)
     for name, power in units.power.items():
         ratio = rescaling(power, kept[None], how)
         edits[name, 0] = edits.get((name, 0), Edit.take(kept)).then(Edit.scale(ratio.expand(len(kept))))
     return edits
-
-
-def _reading(kept: Tensor, units: Units, how: How, norm: str) -> Edit:
-    """Columns that read behind a norm: a twin's column, times what the norm gives it, is added to its leader's."""
-    edit = merging(kept, units, how)
-    if edit.only_takes:
-        return edit
-    held = how.read(norm)
-    if held is None:
-        # this layer reads the stream as it is
-        return edit
-    w = held.double()
-    leader = kept[edit.new]
-    ratio = torch.where(edit.old == leader, 1.0, w[edit.old] / w[leader])
-    return Edit(n=edit.n, new=edit.new, old=edit.old, weight=edit.weight * ratio)
 
 
 AXIS = Axis(
