@@ -60,6 +60,7 @@ class Inputs:
     dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
     recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
     device: str = arg(default="auto", help="cpu, cuda, cuda:1 ...; auto is the GPU if there is one")
+    sessions: Path | None = arg(default=None, help="folder in which conversations are kept; without it none are")
     replicas: int = arg(default=1, help="engines behind the one address, a process each")
 
     def __post_init__(self) -> None:
@@ -88,6 +89,7 @@ def run(inputs: Inputs) -> Report:
         from plait.serve.limits import Limits
         from plait.serve.served import House, Served
         from plait.serve.server import Server, address_of, bind
+        from plait.serve.sessions import Sessions
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error.name} is missing; pip install 'plait[serve]'", name=error.name) from None
     keys = Keys.open(inputs.api_key or os.environ.get("PLAIT_API_KEY") or None, inputs.api_key_file)
@@ -114,7 +116,8 @@ def run(inputs: Inputs) -> Report:
         model = load(inputs.checkpoint, device=inputs.device, dtype=inputs.dtype, recipe=inputs.recipe)
         context = inputs.context or model.config.max_context
         engine = Engine(model, max_batch=inputs.max_batch, prefill_chunk=inputs.prefill_chunk)
-        return Served.of(Worker(engine), inputs.model_name, context, facts(engine))
+        sessions = None if inputs.sessions is None else Sessions(inputs.sessions, engine)
+        return Served.of(Worker(engine), inputs.model_name, context, facts(engine), sessions)
 
     def opened(found: Served) -> None:
         for line in story(found.worker.engine.model, found.context, inputs):

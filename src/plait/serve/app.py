@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp
 
+from plait.serve import session_routes
 from plait.serve.ask import ask_chat, ask_completion
 from plait.serve.chat import ChatForm
 from plait.serve.completion import CompletionForm
@@ -37,7 +38,7 @@ def application(
         version: of Plait.
         hosts: names in the Host header that are answered; empty answers all.
         origins: web pages of other origins that may ask; none by default.
-        more: further routes, such as those of sessions.
+        more: further routes.
 
     Returns: what a server runs.
     """
@@ -55,6 +56,7 @@ def application(
         Route("/ready", desk.ready, methods=["GET"]),
         Route("/metrics", desk.metrics, methods=["GET"]),
         Route("/openapi.json", desk.openapi, methods=["GET"]),
+        *session_routes.routes(house),
         *more,
     ]
     paths = [route.path for route in routes if isinstance(route, Route)]

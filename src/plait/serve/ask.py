@@ -1,24 +1,29 @@
 """From the bodies of the routes to requests of the engine: templates, ids, sampling, constraints, lengths."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plait.engine.request import Request, Sampling
+from plait.serve.constrain import constraint_of
 from plait.serve.error import RequestError
 from plait.serve.limits import Limits
 from plait.serve.protocol import ChatBody, CompletionBody, Message, Part, Sampled
 from plait.serve.served import Served
-from plait.text.chat import encode_chat
+from plait.serve.turn import Turn
+from plait.text.chat import CHATML, encode_chat
+from plait.text.reasoning import switched
 
 _MASK = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What one HTTP request wants of the engine. prompts: as texts, where they are to be repeated."""
+    """What one HTTP request wants of the engine. prompts: as texts, if to be repeated. turn: of a session."""
 
     requests: tuple[Request, ...]
     prompts: tuple[str, ...] = ()
+    turn: Turn | None = None
 
     @property
     def n_answers(self) -> int:
@@ -32,7 +37,32 @@ def ask_chat(body: ChatBody, served: Served, limits: Limits, request_id: str) ->
     Raises: RequestError naming the field.
     """
     served.check_name(body.model)
-    ids = chat_ids(body, served)
+    _check_answers(body.n, limits)
+    new = [plain(message, served) for message in body.messages]
+    if body.session is None:
+        return Asked(requests=(_chat_request(body, served, limits, request_id, new, None),))
+    if body.n > 1:
+        raise RequestError(f"n is {body.n}, but a session goes on with one answer", "n")
+    turn = Turn(served.kept_sessions(), body.session, new)
+    try:
+        return Asked(requests=(_chat_request(body, served, limits, request_id, turn.messages, turn),), turn=turn)
+    except BaseException:
+        turn.leave()
+        raise
+
+
+def _chat_request(
+    body: ChatBody,
+    served: Served,
+    limits: Limits,
+    request_id: str,
+    messages: Sequence[Mapping[str, object]],
+    turn: Turn | None,
+) -> Request:
+    ids = chat_ids(body, messages, served)
+    if turn is not None:
+        # the same text, but the ids that its cache has seen
+        ids = turn.session.continued(ids, served.tokenizer)
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     sampling = sample_settings(
@@ -43,7 +73,7 @@ def ask_chat(body: ChatBody, served: Served, limits: Limits, request_id: str) ->
         stop=(*body.stops, *served.end_texts),
         stop_ids=(*body.stop_token_ids, *served.end_ids),
     )
-    request = Request(
+    return Request(
         prompt_ids=tuple(ids),
         sampling=sampling,
         n=body.n,
@@ -51,8 +81,10 @@ def ask_chat(body: ChatBody, served: Served, limits: Limits, request_id: str) ->
         deadline_s=limits.seconds,
         request_id=request_id,
         thinking_token_budget=body.thinking_token_budget,
+        constraint=constraint_of(body, served),
+        session=None if turn is None else turn.session,
+        keeps_session=turn is not None,
     )
-    return _within(Asked(requests=(request,)), limits)
 
 
 def ask_completion(body: CompletionBody, served: Served, limits: Limits, request_id: str) -> Asked:
@@ -68,6 +100,7 @@ def ask_completion(body: CompletionBody, served: Served, limits: Limits, request
             "n" if len(several) == 1 else "prompt",
         )
     requests, texts = [], []
+    constraint = constraint_of(body, served)
     for i, prompt in enumerate(several):
         where = "prompt" if len(several) == 1 else f"prompt[{i}]"
         ids = _ids(prompt, served, where)
@@ -89,58 +122,85 @@ def ask_completion(body: CompletionBody, served: Served, limits: Limits, request
                 request_id=request_id if len(several) == 1 else f"{request_id}-{i}",
                 # a plain text is continued as it is, and no reasoning is looked for
                 thinks=False,
+                constraint=constraint,
             )
         )
         if body.echo:
             texts.append(prompt if isinstance(prompt, str) else served.tokenizer.decode(ids))
-    return _within(Asked(requests=tuple(requests), prompts=tuple(texts)), limits)
+    return Asked(requests=tuple(requests), prompts=tuple(texts))
 
 
-def chat_ids(body: ChatBody, served: Served, add_generation_prompt: bool = True) -> list[int]:
-    """The prompt of a conversation.
+def chat_ids(body: ChatBody, messages: Sequence[Mapping[str, object]], served: Served) -> list[int]:
+    """The prompt of a conversation, by the switches and tools of its request.
 
     Raises: RequestError naming the messages, or the switches of the template.
     """
-    switches: dict[str, object] = {}
+    switches: dict[str, object] = dict(body.chat_template_kwargs)
+    thinks = switches.pop("enable_thinking", switches.pop("thinking", body.enable_thinking))
     if body.reasoning_effort is not None:
-        switches["reasoning_effort"] = body.reasoning_effort
-        switches["enable_thinking"] = body.reasoning_effort != "none"
-    if body.enable_thinking is not None:
-        switches["enable_thinking"] = body.enable_thinking
-    switches |= body.chat_template_kwargs
+        switches.setdefault("reasoning_effort", body.reasoning_effort)
+        thinks = body.reasoning_effort != "none" if thinks is None else thinks
+    if not isinstance(thinks, bool | None):
+        raise RequestError(f"enable_thinking is {thinks!r}, expected true or false", "chat_template_kwargs")
     tools = [{"type": "function", "function": _function(tool.function)} for tool in body.tools]
     return message_ids(
-        body.messages,
+        messages,
         served,
         tools=tools if tools and body.tool_choice != "none" else None,
-        add_generation_prompt=add_generation_prompt,
+        thinks=thinks,
         switches=switches,
     )
 
 
 def message_ids(
-    messages: tuple[Message, ...],
+    messages: Sequence[Mapping[str, object]],
     served: Served,
     *,
     tools: list[dict[str, object]] | None = None,
     add_generation_prompt: bool = True,
+    thinks: bool | None = None,
     switches: dict[str, object] | None = None,
 ) -> list[int]:
-    """Messages through the model's template.
+    """Messages, as `plain` gives them, through the model's template.
 
     Raises: RequestError naming the messages.
     """
-    plain = [_plain(message, served) for message in messages]
     try:
+        told, values = switched(messages, served.tokenizer.chat_template or CHATML, thinks)
         return encode_chat(
             served.tokenizer,
-            plain,
+            told,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            **(switches or {}),
+            **((switches or {}) | values),
         )
     except (ValueError, TypeError) as error:
         raise RequestError(str(error), "messages") from None
+
+
+def plain(message: Message, served: Served) -> dict[str, object]:
+    """A message with the fields that templates know, and no others."""
+    role: str = message.role
+    if role == "developer" and "developer" not in (served.tokenizer.chat_template or "developer"):
+        role = "system"
+    content = message.content
+    if isinstance(content, tuple):
+        # few templates know parts; those that do take plain texts as well
+        content = "\n".join(part.text for part in content if isinstance(part, Part))
+    found: dict[str, object] = {"role": role, "content": content}
+    found |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
+    if reasoning := message.reasoning_content or message.reasoning:
+        found["reasoning_content"] = reasoning
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return found
 
 
 def sample_settings(
@@ -209,10 +269,9 @@ def length_of(n_prompt: int, wanted: int | None, served: Served, limits: Limits,
     return wanted or min(room, limits.default_tokens or room)
 
 
-def _within(asked: Asked, limits: Limits) -> Asked:
-    if asked.n_answers > limits.answers:
-        raise RequestError(f"n is {asked.n_answers}, allowed are {limits.answers}", "n")
-    return asked
+def _check_answers(n: int, limits: Limits) -> None:
+    if n > limits.answers:
+        raise RequestError(f"n is {n}, allowed are {limits.answers}", "n")
 
 
 def _several(prompt: object) -> list[str | tuple[int, ...]]:
@@ -241,31 +300,6 @@ def _ids(prompt: str | tuple[int, ...], served: Served, where: str) -> list[int]
 def _function(function: object) -> dict[str, object]:
     names = ("name", "description", "parameters")
     return {name: value for name in names if (value := getattr(function, name)) not in ("", {})}
-
-
-def _plain(message: Message, served: Served) -> dict[str, object]:
-    """The fields that templates know, and no others."""
-    role: str = message.role
-    if role == "developer" and "developer" not in (served.tokenizer.chat_template or "developer"):
-        role = "system"
-    content = message.content
-    if isinstance(content, tuple):
-        # few templates know parts; those that do take plain texts as well
-        content = "\n".join(part.text for part in content if isinstance(part, Part))
-    plain: dict[str, object] = {"role": role, "content": content}
-    plain |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
-    if reasoning := message.reasoning_content or message.reasoning:
-        plain["reasoning_content"] = reasoning
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return plain
 
 
 def _arguments(arguments: str | dict[str, object]) -> object:

@@ -84,6 +84,15 @@ class Answer:
                 self.reason = "tool_calls"
         return text, told
 
+    def message(self) -> dict[str, object]:
+        """All of it as a message of a conversation."""
+        found: dict[str, object] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            found["reasoning_content"] = self.reasoning
+        if self.calls:
+            found |= {"content": self.content or None, "tool_calls": [call.to_dict() for call in self.calls]}
+        return found
+
 
 class ChatForm:
     """Writes the answers of one chat request."""
@@ -120,6 +129,10 @@ class ChatForm:
         found = [each for each in delta.logprobs or () if isinstance(each, Logprob)]
         return [self._chunk(delta.index, said, answer.reason, found)]
 
+    def spoken(self) -> dict[str, object]:
+        """The first answer as a message."""
+        return self._answers[0].message()
+
     def end(self) -> list[Event]:
         """What was used, if that was asked for."""
         if not self._body.stream_options.include_usage:
@@ -130,11 +143,7 @@ class ChatForm:
         """The object of a request that does not stream."""
         choices = []
         for i, answer in enumerate(self._answers):
-            message: dict[str, object] = {"role": "assistant", "content": answer.content, "refusal": None}
-            if answer.reasoning:
-                message["reasoning_content"] = answer.reasoning
-            if answer.calls:
-                message |= {"content": answer.content or None, "tool_calls": [call.to_dict() for call in answer.calls]}
+            message = answer.message() | {"refusal": None}
             logprobs = self._logprobs(answer.logprobs)
             choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": answer.reason})
         return self._object("chat.completion", choices=choices, usage=self._tally.to_dict())

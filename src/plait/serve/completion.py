@@ -52,6 +52,10 @@ class CompletionForm:
         self._offsets[at] += sum(len(spell(self._served.tokenizer, each.token_id)) for each in found)
         return [event]
 
+    def spoken(self) -> dict[str, object]:
+        """The first answer as a message."""
+        return {"role": "assistant", "content": self._texts[0]}
+
     def end(self) -> list[Event]:
         """What was used, if that was asked for."""
         if not self._body.stream_options.include_usage:

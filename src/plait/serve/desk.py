@@ -5,7 +5,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from plait.serve.ask import message_ids
+from plait.serve.ask import message_ids, plain
 from plait.serve.error import RequestError
 from plait.serve.limits import read_body
 from plait.serve.metrics import CONTENT_TYPE
@@ -79,7 +79,11 @@ def _tokenize(raw: bytes, served: Served) -> dict[str, object]:
     body = read(TokenizeBody, parse(raw))
     served.check_name(body.model)
     if body.messages is not None:
-        ids = message_ids(body.messages, served, add_generation_prompt=body.add_generation_prompt)
+        ids = message_ids(
+            [plain(message, served) for message in body.messages],
+            served,
+            add_generation_prompt=body.add_generation_prompt,
+        )
     else:
         try:
             ids = served.tokenizer.encode(body.prompt or "", add_special=body.add_special_tokens)

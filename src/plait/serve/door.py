@@ -48,6 +48,10 @@ class Form(Protocol):
         """Take a piece of an answer to one of the prompts; the events that tell of it."""
         ...
 
+    def spoken(self) -> dict[str, object]:
+        """The first answer as a message of a conversation."""
+        ...
+
     def end(self) -> list[Event]:
         """Events after the last."""
         ...
@@ -95,19 +99,33 @@ class Door(Generic[B]):
     async def _answer(
         self, raw: bytes, served: Served, take: Callable[[int], None], request: Request, send: Send
     ) -> None:
-        house, note = self._house, request.scope["plait"]
-        body, asked = await house.by_hand(self._understand, raw, served, note["id"])
-        take(asked.n_answers - 1)
-        note |= {"prompt_tokens": sum(len(r.prompt_ids) for r in asked.requests), "answers": asked.n_answers}
-        form = self._form(body, served, asked, note["id"])
-        async with aclosing(_deltas(served, asked)) as deltas:
-            watched = self._watched(deltas, note)
-            if body.stream:
-                await _send_stream(send, _events(form, watched), form.names_events)
-                return
-            async for prompt, delta in watched:
-                form.add(prompt, delta)
-            await send_json(send, form.whole())
+        note = request.scope["plait"]
+        body, asked = await self._understood(raw, served, note["id"])
+        try:
+            take(asked.n_answers - 1)
+            note |= {"prompt_tokens": sum(len(r.prompt_ids) for r in asked.requests), "answers": asked.n_answers}
+            form = self._form(body, served, asked, note["id"])
+            async with aclosing(_deltas(served, asked)) as deltas:
+                watched = _kept(self._watched(deltas, note), form, asked)
+                if body.stream:
+                    await _send_stream(send, _events(form, watched), form.names_events)
+                    return
+                async for prompt, delta in watched:
+                    form.add(prompt, delta)
+                answer = form.whole()
+            await send_json(send, answer)
+        finally:
+            if asked.turn is not None:
+                asked.turn.leave()
+
+    async def _understood(self, raw: bytes, served: Served, request_id: str) -> tuple[B, Asked]:
+        """The work of `_understand` in a thread, which cannot be stopped: what it took must be given back."""
+        reading = asyncio.ensure_future(self._house.by_hand(self._understand, raw, served, request_id))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            reading.add_done_callback(_give_back)
+            raise
 
     def _understand(self, raw: bytes, served: Served, request_id: str) -> tuple[B, Asked]:
         body = read(self._body, parse(raw))
@@ -206,6 +224,22 @@ async def _deltas(served: Served, asked: Asked) -> AsyncGenerator[tuple[int, Del
     except ValueError as error:
         # the engine refuses what its cache cannot hold
         raise RequestError(str(error), "prompt") from None
+
+
+async def _kept(
+    deltas: AsyncIterator[tuple[int, Delta]], form: Form, asked: Asked
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """The same pieces; once all have come, and before anybody is told so, the turn of a session is saved."""
+    delta = None
+    async for prompt, delta in deltas:
+        yield prompt, delta
+    if asked.turn is not None and delta is not None:
+        await asked.turn.end(delta.handle.session, form.spoken())
+
+
+def _give_back(reading: "asyncio.Future[tuple[B, Asked]]") -> None:
+    if not reading.cancelled() and reading.exception() is None and (turn := reading.result()[1].turn) is not None:
+        turn.leave()
 
 
 async def _follow(

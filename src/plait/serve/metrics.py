@@ -70,6 +70,10 @@ class Metrics:
         """All of it, as Prometheus reads it."""
         return generate_latest(self.registry)
 
+    def value(self, name: str, **labels: str) -> float:
+        """One of them; 0 for what has not happened yet."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
 
 class _Engine(Collector):
     def __init__(self, load: Callable[[], Load | None], queue: Callable[[], tuple[int, int]]) -> None:

@@ -229,6 +229,10 @@ class ResponseForm:
                 events.append(self._event("response.function_call_arguments.delta", **where, delta=new))
         return events
 
+    def spoken(self) -> dict[str, object]:
+        """The answer as a message."""
+        return self._answer.message()
+
     def end(self) -> list[Event]:
         """That every item and the response are complete."""
         events = self._close()

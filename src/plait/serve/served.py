@@ -54,7 +54,14 @@ class Served:
     sessions: Sessions | None = None
 
     @classmethod
-    def of(cls, worker: Worker, name: str, context: int, facts: Mapping[str, object] | None = None) -> "Served":
+    def of(
+        cls,
+        worker: Worker,
+        name: str,
+        context: int,
+        facts: Mapping[str, object] | None = None,
+        sessions: Sessions | None = None,
+    ) -> "Served":
         """Look at the engine behind a worker.
 
         Raises: ValueError if it has no tokenizer.
@@ -73,6 +80,7 @@ class Served:
             created=int(time.time()),
             end_ids=ids,
             end_texts=texts,
+            sessions=sessions,
         )
 
     def check_name(self, asked: str | None) -> None:

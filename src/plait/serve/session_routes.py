@@ -59,7 +59,7 @@ class SessionDesk:
         def work(sessions: Sessions) -> dict[str, object]:
             body = read(SessionBody, parse(raw or b"{}"))
             served.check_name(body.model)
-            return sessions.create([ask._plain(message, served) for message in body.messages])
+            return sessions.create([ask.plain(message, served) for message in body.messages])
 
         return JSONResponse(await self._do(work), 201)
 

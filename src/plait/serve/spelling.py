@@ -1,7 +1,6 @@
 """Token ids as OpenAI's log-probabilities spell them: a text, its bytes, and a number that JSON can hold."""
 
 from plait.engine.request import Logprob
-from plait.text.stream import ByteStream, token_bytes
 from plait.text.tokenizer import Tokenizer
 
 # what stands for minus infinity
@@ -9,15 +8,8 @@ _LEAST = -9999.0
 
 
 def spell(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """The bytes that a token writes."""
-    token = tokenizer.token_of(token_id)
-    if token is None:
-        return b""
-    if isinstance(tokenizer.stream(), ByteStream):
-        return token_bytes(token)
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    return token.replace("\u2581", " ").encode()
+    """The bytes that a token writes; of one that writes none, such as an end, those of its name."""
+    return tokenizer.bytes_of(token_id) or (tokenizer.token_of(token_id) or "").encode()
 
 
 def chat_logprob(tokenizer: Tokenizer, found: Logprob, n_top: int) -> dict[str, object]:
