@@ -1,134 +1,278 @@
-"""The running batch: requests join and leave at every step."""
+"""The running batch: schedule, run, sample, settle; requests join and leave at every step.
+
+What a sequence gets does not depend on the batch around it, bit by bit, on a processor. Pieces of a prompt begin at
+multiples of a fixed number and are read one sequence at a time, and a token of many sequences is made by kernels that
+add up each row in the same order whoever is beside it. Models that these cannot serve (model/step.py says which) run
+through PyTorch's products, four rows at a time, which hold what their library holds; on a GPU nothing is promised.
+Going on from the snapshot of an answer, where reading all of it anew would be the alternative, gives the same numbers
+up to rounding: the one was written token by token, the other is read in pieces.
+"""
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plait.engine.pool import Pool
+from plait.engine.prefix import Prefixes
 from plait.engine.request import FinishReason, Load, Request
-from plait.engine.runner import Row, prefill
+from plait.engine.runner import Row
 from plait.engine.sampler import sample
-from plait.engine.sequence import Delta, Handle, Sequence
+from plait.engine.scheduler import Piece, Scheduler
+from plait.engine.sequence import Delta, Handle, Origin, Sequence
 from plait.engine.session import Session
 from plait.model.hybrid import Hybrid
+from plait.model.paged import PAGE, Rows
+from plait.model.step import step_rows
+
+# rows that PyTorch multiplies together on a processor, always so many
+TILE = 4
 
 MakeRow = Callable[[Request, int], Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much memory and work an engine takes.
+
+    cache_bytes: for states, keys and values of all sequences. prefix_bytes: what of it snapshots may keep, 0 for none,
+    None for a quarter. saved_bytes: beside it, for copies of sequences that are set aside, None for as much again.
+    max_running: sequences in the batch. piece: tokens of a prompt per forward. step_tokens: tokens per step.
+    """
+
+    cache_bytes: int = 1 << 30
+    prefix_bytes: int | None = None
+    saved_bytes: int | None = None
+    max_running: int = 64
+    piece: int = 128
+    step_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("cache_bytes", "max_running", "piece", "step_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("prefix_bytes", "saved_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more, or None")
 
 
 class Core:
     """Requests of one model, step by step. Not for several threads at once."""
 
-    def __init__(self, model: Hybrid, make_row: MakeRow, max_batch: int, prefill_chunk: int) -> None:
-        self.model, self._make_row = model, make_row
-        self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+    def __init__(self, model: Hybrid, make_row: MakeRow, limits: Limits) -> None:
+        """
+        Args:
+            model: any.
+            make_row: gives the row of a request's answer of an index.
+            limits: of memory and work.
+
+        Raises: ValueError if the memory holds not even one sequence.
+        """
+        self.model, self.limits, self._make_row = model, limits, make_row
+        self.pool = Pool(model, n_slots=limits.max_running, n_bytes=limits.cache_bytes)
+        quarter = limits.cache_bytes // 4 if limits.prefix_bytes is None else limits.prefix_bytes
+        self.prefixes = Prefixes(self.pool, quarter)
+        self.pool.make_room = self.prefixes.forget
+        saved = limits.cache_bytes if limits.saved_bytes is None else limits.saved_bytes
+        self.scheduler = Scheduler(
+            self.pool, self.prefixes, piece=limits.piece, step_tokens=limits.step_tokens, saved_bytes=saved
+        )
         self._ended: list[Sequence] = []
+        self._arrivals = itertools.count(1)
         self._names = itertools.count(1)
-        self._steps = self._prompt_tokens = self._generated = self._finished = 0
+        self._prompt_tokens = self._generated = self._finished = 0
+
+    # ---- requests
 
     def submit(self, request: Request) -> Handle:
-        """Take a request into the queue."""
+        """Queue a request whose ids are the model's.
+
+        Raises: ValueError for a prompt that does not fit into the cache even alone.
+        """
+        n, capacity = len(request.prompt_ids), self.pool.capacity
+        if capacity is not None and n + 1 > capacity:
+            raise ValueError(f"prompt_ids has {n} tokens; the cache holds {capacity}, the answer included")
         name = request.request_id or f"request-{next(self._names)}"
         handle = Handle(request, name, time.perf_counter())
-        handle.sequences = [Sequence(handle, i, self._make_row(request, i)) for i in range(request.n)]
-        self._waiting.extend(handle.sequences)
+        for index in range(request.n):
+            handle.sequences.append(Sequence(handle, index, self._make_row(request, index), next(self._arrivals)))
+        for sequence in handle.sequences:
+            self.scheduler.add(sequence)
         return handle
 
     def cancel(self, handle: Handle) -> None:
         """End what is left of a request; the next step gives its last pieces."""
         for sequence in handle.sequences:
-            self._end(sequence, FinishReason.CANCELLED)
+            if sequence.row.reason is None:
+                sequence.row.finish(FinishReason.CANCELLED)
+                self._leave(sequence)
 
-    def cancel_all(self) -> None:
-        """End all requests."""
-        for sequence in [*self._waiting, *self._running]:
-            self._end(sequence, FinishReason.CANCELLED)
+    def sequences(self) -> list[Sequence]:
+        """All that have not ended."""
+        return [*self.scheduler.running, *self.scheduler.aside, *self.scheduler.waiting]
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._running or self._ended)
-
-    @torch.inference_mode()
-    def step(self) -> list[Delta]:
-        """Read some of the prompts, or make one token of every running answer; what came of it."""
-        self._steps += 1
-        for sequence in [*self._waiting, *self._running]:
-            limit = sequence.handle.request.deadline_s
-            if limit is not None and time.perf_counter() - sequence.handle.submitted_s > limit:
-                self._end(sequence, FinishReason.TIMEOUT)
-        while self._waiting and len(self._running) < self.max_batch:
-            sequence = self._waiting.popleft()
-            self._begin(sequence)
-            self._running.append(sequence)
-        came = list(self._running)
-        for sequence in came:
-            self._advance(sequence)
-        deltas = [s.delta() for s in [*self._ended, *came]]
-        self._ended.clear()
-        for sequence in came:
-            if sequence.row.reason is not None:
-                self._leave(sequence)
-        return deltas
+        s = self.scheduler
+        return bool(s.running or s.aside or s.waiting or self._ended)
 
     def load(self) -> Load:
         """Counters."""
-        caches = [s.cache.n_bytes() for s in self._running if s.cache is not None]
+        s, (slots, all_slots), (pages, all_pages) = self.scheduler, self.pool.n_slots, self.pool.n_pages
+        hits = self.prefixes.hits
         return Load(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            slots=len(self._running),
-            slots_total=self.max_batch,
-            cache_bytes=sum(caches),
-            steps=self._steps,
+            running=len(s.running),
+            waiting=len(s.waiting),
+            preempted=len(s.aside),
+            slots=slots,
+            slots_total=all_slots,
+            pages=pages,
+            pages_total=all_pages,
+            page_tokens=PAGE,
+            cache_bytes=all_slots * self.pool.slot_bytes + all_pages * self.pool.page_bytes,
+            steps=s.steps,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated,
             finished=self._finished,
+            preemptions=s.preemptions,
+            peak_wait_steps=s.peak_wait_steps,
+            prefix_hits=hits.hits,
+            prefix_misses=hits.misses,
+            prefix_tokens=hits.tokens,
+            prefix_entries=len(self.prefixes),
+            prefix_bytes=self.prefixes.n_bytes,
         )
 
-    def _begin(self, sequence: Sequence) -> None:
-        session = sequence.handle.request.session
-        sequence.row.begin()
-        if sequence.row.n_cached and session is not None:
-            sequence.cache, sequence.n_seen = session.cache, sequence.row.n_cached
-            session.forget()
+    # ---- a step
+
+    @torch.inference_mode()
+    def step(self) -> list[Delta]:
+        """Read pieces of prompts and write a token of every answer that is past its prompt; what came of it."""
+        now = time.perf_counter()
+        for sequence in self.sequences():
+            limit = sequence.handle.request.deadline_s
+            if limit is not None and now - sequence.handle.submitted_s > limit:
+                sequence.row.finish(FinishReason.TIMEOUT)
+                self._leave(sequence)
+        plan = self.scheduler.plan()
+        came = list(plan.rows)
+        if plan.rows:
+            self._settle(plan.rows, self._write(plan.rows))
+        for piece in plan.pieces:
+            logits = self._read(piece)
+            if logits is not None:
+                self._settle([piece.sequence], logits)
+                came.append(piece.sequence)
+        for sequence in plan.parting:
+            assert sequence.handle.origin is not None
+            self._settle([sequence], sequence.handle.origin.logits)
+            came.append(sequence)
+        deltas = [sequence.delta() for sequence in dict.fromkeys([*self._ended, *came])]
+        self._ended.clear()
+        return deltas
+
+    def _write(self, rows: list[Sequence]) -> Tensor:
+        """Feed the last token of each; logits (rows, V)."""
+        leases = [row.lease for row in rows if row.lease is not None]
+        ids, slots = [row.ids[-1] for row in rows], [lease.slot for lease in leases]
+        tables, fed = [lease.pages for lease in leases], [lease.n_tokens for lease in leases]
+        logits = step_rows(self.model, self.pool.cache, ids, slots, [n + 1 for n in fed], tables)
+        if logits is None:
+            tile = TILE if self.model.device.type == "cpu" else len(rows)
+            parts = []
+            for i in range(0, len(rows), tile):
+                # rows that fill up the tile are nobody's
+                none = tile - len(ids[i : i + tile])
+                parts.append(
+                    self._forward(
+                        [[token] for token in ids[i : i + tile]] + [[0]] * none,
+                        slots[i : i + tile] + [0] * none,
+                        tables[i : i + tile] + [[0]] * none,
+                        fed[i : i + tile] + [0] * none,
+                    )[: tile - none]
+                )
+            logits = torch.cat(parts)
+        for lease in leases:
+            self.pool.note(lease, lease.n_tokens + 1)
+        return logits
+
+    def _read(self, piece: Piece) -> Tensor | None:
+        """Feed a piece of a prompt; logits (1, V) if it was the last."""
+        sequence, lease = piece.sequence, piece.sequence.lease
+        assert lease is not None and lease.n_tokens == piece.first
+        ids, is_last = sequence.ids[piece.first : piece.last], piece.last == len(sequence.ids)
+        logits = self._forward([ids], [lease.slot], [lease.pages], [piece.first], n_logits=int(is_last))
+        self.pool.note(lease, piece.last)
+        self._prompt_tokens += len(ids)
+        if piece.last in sequence.marks:
+            self.prefixes.add(sequence.ids, self.pool.snapshot(lease))
+        handle = sequence.handle
+        if is_last and not sequence.row.ids and handle.origin is None and len(handle.sequences) > 1:
+            handle.origin = Origin(self.pool.snapshot(lease), logits)
+        return logits if is_last else None
+
+    def _forward(
+        self, ids: list[list[int]], slots: list[int], tables: list[list[int]], fed: list[int], n_logits: int = 1
+    ) -> Tensor:
+        rows = Rows(self.pool.cache, slots, tables, fed)
+        fresh = torch.tensor(ids, device=self.model.device)
+        if n_logits:
+            out = self.model(fresh, cache=rows, n_logits=1).logits[:, 0]
         else:
-            sequence.cache = self.model.cache(1)
+            out, _ = self.model.hidden(fresh, cache=rows)
+        rows.store()
+        return out
 
-    def _advance(self, sequence: Sequence) -> None:
-        assert sequence.cache is not None
-        fed = list(sequence.ids[sequence.n_seen :])
-        logits: Tensor = prefill(self.model, [fed], sequence.cache, self.prefill_chunk)
-        sequence.n_seen += len(fed)
-        self._prompt_tokens += len(fed) if not sequence.row.ids else 0
-        try:
-            (token_id,) = sample(logits, [sequence.row.draw])
-            sequence.row.accept(token_id)
-            self._generated += 1
-        except FloatingPointError as error:
-            sequence.error = str(error)
-            sequence.row.finish(FinishReason.ERROR)
+    # ---- what came of it
 
-    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
-        if sequence.row.reason is None:
-            sequence.row.finish(reason)
-            self._ended.append(sequence)
-            self._leave(sequence)
+    def _settle(self, rows: list[Sequence], logits: Tensor) -> None:
+        for sequence, token_id in zip(rows, _drawn(rows, logits), strict=True):
+            if token_id is None:
+                sequence.error = "the model's logits are not numbers; its weights or its precision are broken"
+                sequence.row.finish(FinishReason.ERROR)
+            else:
+                sequence.accept(token_id)
+                self._generated += 1
+                if self.pool.capacity is not None and len(sequence.ids) > self.pool.capacity:
+                    sequence.row.finish(FinishReason.LENGTH)
+            if sequence.row.reason is not None:
+                self._leave(sequence)
+            elif sequence.index == 0 or sequence.handle.origin is not None:
+                self._part(sequence.handle)
+
+    def _part(self, handle: Handle) -> None:
+        """Leave the shared prompt once every answer has begun."""
+        if handle.origin is not None and all(s.row.ids or s.row.reason is not None for s in handle.sequences):
+            handle.leave_origin(self.pool)
 
     def _leave(self, sequence: Sequence) -> None:
-        for queue in (self._waiting, self._running):
-            if sequence in queue:
-                queue.remove(sequence)
-        handle = sequence.handle
+        """It has ended: remember what others may go on from, and give its memory back."""
+        handle, lease = sequence.handle, sequence.lease
+        if lease is not None:
+            sequence.row.cache_bytes = self.pool.bytes_of(lease.n_tokens)
+            failed = sequence.row.reason == FinishReason.ERROR
+            if handle.request.keeps_session and not failed:
+                handle.session = Session(() if handle.request.session is None else handle.request.session.messages)
+                handle.session.ids, handle.session.cache = sequence.ids[: lease.n_tokens], self.pool.save(lease)
+            if self.prefixes.limit and sequence.row.ids and not failed:
+                self.prefixes.add(sequence.ids, self.pool.snapshot(lease))
+        self.scheduler.remove(sequence)
+        self._ended.append(sequence)
         self._finished += 1
-        if sequence.cache is not None:
-            sequence.row.cache_bytes = sequence.cache.n_bytes()
-            if handle.request.keeps_session:
-                handle.session = handle.request.session or Session()
-                handle.session.ids, handle.session.cache = list(sequence.ids[: sequence.n_seen]), sequence.cache
-        sequence.cache = None
+        self._part(handle)
         if handle.is_done:
             handle.finished_s = time.perf_counter()
+
+
+def _drawn(rows: list[Sequence], logits: Tensor) -> list[int | None]:
+    """The next token of each row; None where its logits are no numbers."""
+    draws = [row.row.draw for row in rows]
+    try:
+        return list(sample(logits, draws))
+    except FloatingPointError:
+        if len(rows) == 1:
+            return [None]
+        return [_drawn([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plait.engine import graph
-from plait.engine.core import Core
+from plait.engine.core import Core, Limits
 from plait.engine.request import Completion, FinishReason, Load, Request, Sampling
 from plait.engine.runner import Row, decode, groups, prefill, room
 from plait.engine.sampler import Draw
@@ -38,7 +38,12 @@ class Engine:
     """Generates with one model. Not for several threads at once."""
 
     def __init__(
-        self, model: Hybrid, tokenizer: Tokenizer | None = None, max_batch: int = 64, prefill_chunk: int = 2048
+        self,
+        model: Hybrid,
+        tokenizer: Tokenizer | None = None,
+        max_batch: int = 64,
+        prefill_chunk: int = 2048,
+        limits: Limits | None = None,
     ) -> None:
         """
         Args:
@@ -46,6 +51,7 @@ class Engine:
             tokenizer: for prompts and answers as text; None opens the one beside the model's checkpoint, if any.
             max_batch: sequences that run together.
             prefill_chunk: tokens of prompts per forward pass, over all sequences: bounds the memory of prefill.
+            limits: of the running batch, which `submit` and `step` serve; None is Limits(max_running=max_batch).
 
         Raises: ValueError if the tokenizer knows more ids than the model, or for sizes below 1.
         """
@@ -62,7 +68,8 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
         self._captured = graph.Steps(model)
-        self._core = Core(model, self._choice, max_batch, prefill_chunk)
+        self.limits = Limits(max_running=max_batch) if limits is None else limits
+        self._batch: Core | None = None
 
     def submit(self, request: Request) -> Handle:
         """Take a request into the running batch, at the next `step`.
@@ -70,30 +77,43 @@ class Engine:
         Raises: ValueError naming what is wrong with it: ids that are none, or a prompt that the cache cannot hold.
         """
         self.encode(request.prompt_ids, "prompt_ids")
-        return self._core.submit(request)
+        return self.core.submit(request)
+
+    @property
+    def core(self) -> Core:
+        """The running batch; its memory is taken when it is first asked for."""
+        if self._batch is None:
+            self._batch = Core(self.model, self._choice, self.limits)
+        return self._batch
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that one request can have, prompt and answer together; None for any number."""
+        return self.core.pool.capacity
 
     def step(self) -> list[Delta]:
         """Read some of the waiting prompts and make a token of every running answer.
 
         Returns: what came of it, at most one delta for each answer; an answer's last has a finish_reason.
         """
-        return self._core.step()
+        return self.core.step()
 
     def cancel(self, handle: Handle) -> None:
         """End a request; the next step gives its last deltas. Nothing if it has ended."""
-        self._core.cancel(handle)
+        self.core.cancel(handle)
 
     def cancel_all(self) -> None:
         """End all requests."""
-        self._core.cancel_all()
+        for sequence in self.core.sequences():
+            self.core.cancel(sequence.handle)
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self._core.has_work()
+        return self._batch is not None and self._batch.has_work()
 
     def load(self) -> Load:
         """How busy it is, and counters."""
-        return self._core.load()
+        return self.core.load()
 
     def generate(
         self,

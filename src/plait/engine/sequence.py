@@ -1,20 +1,30 @@
 """One answer on its way through the engine, the handle of its request, and the pieces that come out."""
 
 import time
-from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from plait.engine.pool import Lease, Pool, Snapshot
 from plait.engine.request import FinishReason, Request, Usage
 from plait.engine.runner import Row
 from plait.engine.session import Session
 from plait.model.cache import Cache
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """Where the answers of a request part: the prompt as it was read, and the logits after it."""
+
+    snapshot: Snapshot
+    logits: Tensor
+
+
 @dataclass(slots=True, eq=False)
 class Handle:
     """A submitted request: `Engine.cancel` takes it, every Delta names it. Times are of time.perf_counter.
 
-    session: what was seen, once it has ended, if the request keeps it.
+    session: what was seen, once it has ended, if the request keeps it. origin: while answers wait to part from it.
     """
 
     request: Request
@@ -24,11 +34,18 @@ class Handle:
     finished_s: float | None = None
     sequences: "list[Sequence]" = field(default_factory=list)
     session: Session | None = None
+    origin: Origin | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether all of its answers have ended."""
         return all(sequence.row.reason is not None for sequence in self.sequences)
+
+    def leave_origin(self, pool: Pool) -> None:
+        """Nobody parts from it any more."""
+        if self.origin is not None:
+            pool.drop(self.origin.snapshot)
+        self.origin = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,20 +69,38 @@ class Delta:
 
 
 class Sequence:
-    """One answer: its row of ids and text, where its cache is, and what of it has been given out."""
+    """One answer: its row of ids and text, where its memory is, and what of it has been given out."""
 
-    def __init__(self, handle: Handle, index: int, row: Row) -> None:
-        self.handle, self.index, self.row = handle, index, row
-        self.cache: Cache | None = None
-        self.n_seen = 0
-        """tokens in the cache"""
-        self._shown_ids, self._shown_pieces = 0, 0
+    def __init__(self, handle: Handle, index: int, row: Row, arrival: int) -> None:
+        """arrival: its number among all that ever came."""
+        self.handle, self.index, self.row, self.arrival = handle, index, row, arrival
+        self.ids = list(row.prompt)
+        """all of its tokens, those of the prompt first"""
+        self.lease: Lease | None = None
+        self.saved: Cache | None = None
+        """its memory, while it is set aside"""
+        self.marks: set[int] = set()
+        """numbers of tokens at which to take snapshots"""
+        self.queued_step = 0
         self.error: str | None = None
+        self._shown_ids, self._shown_pieces = 0, 0
+
+    def __hash__(self) -> int:
+        return self.arrival
 
     @property
-    def ids(self) -> Ids[int]:
-        """All of its tokens, those of the prompt first."""
-        return [*self.row.prompt, *self.row.ids]
+    def writes(self) -> bool:
+        """Whether all of its tokens have been fed, but the last one drawn."""
+        return bool(self.row.ids) and self.lease is not None and self.lease.n_tokens == len(self.ids) - 1
+
+    def is_ready(self) -> bool:
+        """Whether it can begin: the first answer of its request has read the prompt, or never will."""
+        return not self.index or self.handle.origin is not None or self.handle.sequences[0].row.reason is not None
+
+    def accept(self, token_id: int) -> None:
+        """Take the next token."""
+        self.row.accept(token_id)
+        self.ids.append(token_id)
 
     def delta(self) -> Delta:
         """What came since the last call."""

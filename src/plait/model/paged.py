@@ -149,6 +149,18 @@ class PagedCache:
         self.tape: tuple[object, Tape | None] | None = None
         self.batch = MOST_ROWS
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one sequence that do not grow."""
+        tensors = (t[0] for state in self._slots() for t in (state.conv, state.ssm))
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, of all layers."""
+        tensors = (t[0] for state in self._paged() for t in (state.k, state.v))
+        return sum(t.numel() * t.element_size() for t in tensors)
+
     def _slots(self) -> list[SlotState]:
         return [state for state in self.states if isinstance(state, SlotState)]
 

@@ -1,0 +1,142 @@
+"""Beginnings of prompts that were seen before: their keys stay in pages, their states in snapshots.
+
+A state cannot be turned back, so a prompt can go on only from where a snapshot was taken. They are taken where others
+are likely to come by:
+
+    where a prompt parts from earlier ones     a system text that is shared, from its second use on
+    shortly before the end of a prompt         the same prompt again, or a conversation told anew without its answers
+    at the end of an answer                    the next turn of a conversation
+
+The first two lie at whole pieces of the prompt (plait.engine.core says why); an answer ends where it ends, and its
+last page is copied by who goes on from it. What was not used for longest goes first when there is too much of it.
+
+Numbers  prompts are compared by the BLAKE2b digest of their pages, 16 bytes, chained.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from plait.engine.pool import Pool, Snapshot
+from plait.model.paged import PAGE
+
+# beginnings that are remembered without a snapshot, 16 bytes each and what Python adds
+MOST_SEEN = 1 << 16
+
+Key = tuple[bytes, tuple[int, ...]]
+"""digest of the whole pages, and the ids after them"""
+
+
+@dataclass(slots=True)
+class Hits:
+    """Counters: prompts that went on from a snapshot or did not, and tokens that need not be read."""
+
+    hits: int = 0
+    misses: int = 0
+    tokens: int = 0
+
+
+class Prefixes:
+    """Snapshots by what they are of, within a budget of bytes."""
+
+    def __init__(self, pool: Pool, n_bytes: int) -> None:
+        """n_bytes: of states, and of pages that snapshots keep, each counted once; 0 keeps nothing."""
+        self.pool, self.limit, self.hits = pool, n_bytes, Hits()
+        self._snapshots: OrderedDict[Key, Snapshot] = OrderedDict()
+        # how many tails there are behind each digest, by their length
+        self._tails: dict[bytes, dict[int, int]] = {}
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._pages: dict[int, int] = {}
+        self._held_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of states and pages."""
+        return self._held_bytes + len(self._pages) * self.pool.page_bytes
+
+    def snapshots(self) -> list[Snapshot]:
+        """All of them."""
+        return list(self._snapshots.values())
+
+    def find(self, ids: Sequence[int]) -> Snapshot | None:
+        """The longest snapshot that is a beginning of these ids, but not all of them."""
+        best = None
+        for n, digest in _digests(ids):
+            for length in self._tails.get(digest, ()):
+                key = digest, tuple(ids[n : n + length])
+                if n + length < len(ids) and key in self._snapshots:
+                    if best is None or self._snapshots[key].n_tokens > self._snapshots[best].n_tokens:
+                        best = key
+        if best is None:
+            return None
+        self._snapshots.move_to_end(best)
+        return self._snapshots[best]
+
+    def count(self, n_tokens: int) -> None:
+        """A prompt has been begun, with so many tokens that need not be read."""
+        self.hits.hits += n_tokens > 0
+        self.hits.misses += n_tokens == 0
+        self.hits.tokens += n_tokens
+
+    def shared(self, ids: Sequence[int]) -> int:
+        """How many of a prompt's first tokens, in whole pages, some earlier prompt had too; this one is remembered."""
+        known, n_shared = True, 0
+        for n, digest in _digests(ids):
+            known = known and (n == 0 or digest in self._seen)
+            if known:
+                n_shared = n
+            if n:
+                self._seen[digest] = None
+                self._seen.move_to_end(digest)
+        while len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+        return n_shared
+
+    def add(self, ids: Sequence[int], snapshot: Snapshot) -> None:
+        """Keep a snapshot of a sequence of these ids; it is dropped by and by, or at once where it is known already."""
+        n = snapshot.n_tokens // PAGE * PAGE
+        key = next(d for at, d in _digests(ids) if at == n), tuple(ids[n : snapshot.n_tokens])
+        if not self.limit or key in self._snapshots:
+            self.pool.drop(snapshot)
+            return
+        self._snapshots[key] = snapshot
+        tails = self._tails.setdefault(key[0], {})
+        tails[len(key[1])] = tails.get(len(key[1]), 0) + 1
+        for page in snapshot.pages:
+            self._pages[page] = self._pages.get(page, 0) + 1
+        self._held_bytes += snapshot.n_bytes
+        while self.n_bytes > self.limit and self.forget():
+            pass
+
+    def forget(self) -> bool:
+        """Drop the one that was not used for longest; False if there is none."""
+        if not self._snapshots:
+            return False
+        (digest, tail), snapshot = self._snapshots.popitem(last=False)
+        tails = self._tails[digest]
+        tails[len(tail)] -= 1
+        if not tails[len(tail)]:
+            del tails[len(tail)]
+        if not tails:
+            del self._tails[digest]
+        for page in snapshot.pages:
+            self._pages[page] -= 1
+            if not self._pages[page]:
+                del self._pages[page]
+        self._held_bytes -= snapshot.n_bytes
+        self.pool.drop(snapshot)
+        return True
+
+
+def _digests(ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """For 0, 1, ... whole pages: tokens and digest of what comes before."""
+    digest = b""
+    yield 0, digest
+    for n in range(PAGE, len(ids) + 1, PAGE):
+        digest = hashlib.blake2b(digest + array("q", ids[n - PAGE : n]).tobytes(), digest_size=16).digest()
+        yield n, digest
