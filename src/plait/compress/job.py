@@ -10,12 +10,26 @@ from typing import Literal
 from plait.compress.budget import Budget
 from plait.compress.costs import Load
 from plait.compress.distill import Rows
+from plait.compress.local import Lessons
 from plait.compress.numbers import Numbers
+from plait.compress.replace import Menu
 from plait.train.optim import Optim
 from plait.train.schedule import Schedule
 
 # the order in which the stages of a compression run
-STAGES = ("profile", "score", "search", "realise", "answers", "short", "choose", "distil", "extend", "verify")
+STAGES = (
+    "profile",
+    "score",
+    "library",
+    "search",
+    "realise",
+    "answers",
+    "short",
+    "choose",
+    "distil",
+    "extend",
+    "verify",
+)
 BASELINES = ("depth", "width", "magnitude", "random")
 # learning rate times model width: 1e-4 at a width of 4096, and never more than MOST_LR
 LR_WIDTH, MOST_LR = 0.4, 2e-3
@@ -35,6 +49,23 @@ class Scoring:
         for name in ("batches", "layer_batches", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far a grid goes from the teacher. depth: share of the layers of a kind that may go. width: share of an axis
+    that may go. steps: values on each axis below the teacher's own.
+    """
+
+    depth: float = 0.3
+    width: float = 0.5
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.depth < 1 and 0 <= self.width < 1 and self.steps >= 1):
+            raise ValueError(
+                f"depth={self.depth}, width={self.width}, steps={self.steps}: shares below 1, and at least one step"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +157,9 @@ class Job:
 
     method: "minipuzzle", a grid of uniform models, or "puzzle", a choice per layer. budget, load, numbers: what the
     student may cost, under which load and in which numbers. device: which machine tells times: a name, or "this".
-    keep: candidates that are distilled before the choice. ranking: batches of text on which candidates are ranked.
+    space: how far candidates are from the teacher. keep: candidates that are distilled before the choice. ranking:
+    batches of text on which candidates are ranked. candidates: that are ranked, at most. menu, lessons: of Puzzle, what
+    may stand in a layer's place and how it learns to.
     baselines: which are made too. full: distil them on as many tokens as the student.
     """
 
@@ -136,11 +169,14 @@ class Job:
     numbers: Numbers = field(default_factory=Numbers)
     device: str = "a10g"
     reserve: int = 0
+    space: Reach = field(default_factory=Reach)
     keep: int = 3
     ranking: int = 8
     candidates: int = 100
     baselines: tuple[str, ...] = BASELINES
     full: bool = False
+    menu: Menu = field(default_factory=Menu)
+    lessons: Lessons = field(default_factory=Lessons)
     scoring: Scoring = field(default_factory=Scoring)
     teaching: Teaching = field(default_factory=Teaching)
     seed: int = 0

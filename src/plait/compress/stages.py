@@ -40,7 +40,7 @@ class Stages:
             until: name of the last stage to run; asking for a later one raises UntilError.
         """
         self.folder, self.until = out / "stages", until
-        self._again, self._made = set(again), 0
+        self._again, self._asked = set(again), set[Path]()
         self.ran: list[tuple[str, float, bool]] = []
         """Every stage asked for: its folder's name, the seconds it took when it was made, whether that was now."""
 
@@ -56,6 +56,8 @@ class Stages:
         """
         told = _plain(inputs, self.folder)
         target = self.folder / f"{name}-{key_of(name, told)}"
+        if target in self._asked:
+            return target
         kind = name.partition("-")[0]
         if kind in self._again and self._forget(target):
             log.info("%s is made again", name)
@@ -74,6 +76,7 @@ class Stages:
         else:
             facts = json.loads((target / FILE).read_text(encoding="utf-8"))
             self.ran.append((target.name, facts["seconds"], False))
+        self._asked.add(target)
         if kind == self.until:
             raise UntilError(f"stopped after {name}, as asked: {target}")
         return target
@@ -111,7 +114,7 @@ def check_names(names: Sequence[str], known: Sequence[str], field: str) -> None:
 
 def key_of(name: str, inputs: object) -> str:
     """The hash in a stage's name: equal names and inputs have equal ones, on every machine."""
-    text = json.dumps([name, inputs], sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps([name, inputs], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
