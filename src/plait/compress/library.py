@@ -4,6 +4,9 @@
     rest  = time(host with the model's own head) - tiny layer
     time of a model = rest + sum of its blocks
 
+A small model lives in the caches of a processor and a large one does not, so blocks are repeated until they take as
+many bytes as the models that are asked about (`footprint`); beyond the last cache nothing changes any more.
+
 A prompt longer than a piece is not read to its end: pieces cost the same but for the keys before them, which cost in
 proportion, so the first and the last piece tell the sum. One line of the file per block, keyed by all that its time
 depends on; between measured widths a time may be interpolated instead of measured.
@@ -12,6 +15,7 @@ Numbers  a block's keys, values and states are in the numbers of the engine, wha
 """
 
 import json
+import math
 import platform
 import statistics
 from collections.abc import Callable, Mapping
@@ -22,7 +26,7 @@ import torch
 
 from plait.compress.costs import Load
 from plait.compress.numbers import Numbers, layer_weights
-from plait.compress.stopwatch import in_turns, one_piece, ready, steps
+from plait.compress.stopwatch import STEP_ROUNDS, in_turns, one_piece, ready, steps
 from plait.config import to_dict
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid
@@ -35,8 +39,10 @@ TINY = MLP(d_ff=16)
 HOST_VOCAB = 64
 # sizes along which a time may be interpolated, whatever the kind
 WIDTHS = ("d_ff", "n_heads", "n_kv_heads", "head_dim", "d_state", "n_experts", "d_shared", "d_model")
-# repeats of a block: enough to be out of the small caches, as in a model of many layers
-LEAST, MOST, FOOTPRINT = 3, 16, 32 * 2**20
+# repeats of a block, within which the footprint is sought; prompts are bound by products, for which a few will do
+LEAST, MOST = 3, 64
+# bytes that no cache holds
+LARGE = 64 * 2**20
 
 Times = tuple[float, float]
 Key = dict[str, object]
@@ -46,7 +52,8 @@ Key = dict[str, object]
 class BlockLibrary:
     """A clock (see costs.py) that measures what it does not know.
 
-    path: its file; made if it is not there. device: where models run. rounds: measurements of each block.
+    path: its file; made if it is not there. device: where models run. rounds: measurements of each block. piece: tokens
+    of prompts that are read at once. footprint: bytes of weights of the models that are asked about, about.
     interpolates: answer from two measured blocks that differ in one width around the one asked for.
     on_measure: called with the words for each block before it is measured.
     """
@@ -55,6 +62,7 @@ class BlockLibrary:
     device: str = "cpu"
     rounds: int = 5
     piece: int = PIECE
+    footprint: float = LARGE
     interpolates: bool = False
     on_measure: Callable[[str], None] | None = None
     entries: dict[str, Times] = field(default_factory=dict, init=False)
@@ -80,6 +88,7 @@ class BlockLibrary:
 
     def _key(self, block: Mapping[str, object], load: Load, numbers: Numbers) -> Key:
         where = device_name(self.device) | {"weights": str(numbers.weights), "piece": self.piece}
+        where["footprint"] = footprint_class(self.footprint)
         return where | {"batch": load.batch, "context": load.context, "middle": load.middle, "block": dict(block)}
 
     def _keep(self, key: Key, measured: Callable[[], Times]) -> Times:
@@ -121,7 +130,7 @@ class BlockLibrary:
 
     def _block(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
         size = layer_weights(spec, d_model, numbers.weights).read
-        count = min(MOST, max(LEAST, round(FOOTPRINT / size)))
+        count = min(MOST, max(LEAST, round(footprint_class(self.footprint) / size)))
         host = ModelConfig(vocab_size=HOST_VOCAB, d_model=d_model, layers=(TINY,))
         few, many = (replace(host, layers=(TINY,) + (spec,) * n) for n in (LEAST, count))
         return self._prefill(host, few, LEAST, load, numbers), self._decode(host, many, count, load, numbers)
@@ -132,25 +141,27 @@ class BlockLibrary:
         small, large = self._models(host, more, numbers)
         width = min(load.context, max(1, self.piece // load.batch))
         sides = [one_piece(m, load.batch, width, 0, n_logits=n) for m, n in ((small, 0), (large, 0), (small, 1))]
-        without, tinies, headed = (statistics.median(values) for values in in_turns(sides, self.rounds))
-        tiny = (tinies - without) / MOST
-        prefill = load.context / width * (without - tiny) + headed - without
-        low, high = in_turns([steps(m, load, rounds=self.rounds) for m in (small, large)], self.rounds)
-        decode = statistics.median(a - (b - a) / MOST for a, b in zip(low, high, strict=True))
-        return max(prefill, 0.0), max(decode, 0.0)
+        without, tinies, headed = map(statistics.median, in_turns(sides, self.rounds))
+        pieces = load.context / width * (without - (tinies - without) / MOST)
+        low, high = self._steps((small, large), load)
+        return max(pieces + headed - without, 0.0), max(low - (high - low) / MOST, 0.0)
 
     def _decode(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
-        sides = [steps(model, load, rounds=self.rounds) for model in self._models(host, whole, numbers)]
-        return _difference(in_turns(sides, self.rounds), count)
+        low, high = self._steps(self._models(host, whole, numbers), load)
+        return max((high - low) / count, 0.0)
+
+    def _steps(self, models: tuple[Hybrid, Hybrid], load: Load) -> tuple[float, float]:
+        rounds = STEP_ROUNDS * self.rounds
+        low, high = in_turns([steps(model, load, rounds=rounds) for model in models], rounds)
+        return statistics.median(low), statistics.median(high)
 
     def _prefill(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
         width = min(load.context, max(1, self.piece // load.batch))
-        models, depths = self._models(host, whole, numbers), {0, load.context - width}
-        each = [
-            _difference(in_turns([one_piece(m, load.batch, width, d, n_logits=0) for m in models], self.rounds), count)
-            for d in depths
-        ]
-        return load.context / width * statistics.mean(each)
+        models, each = self._models(host, whole, numbers), []
+        for depth in sorted({0, load.context - width}):
+            low, high = in_turns([one_piece(m, load.batch, width, depth, n_logits=0) for m in models], self.rounds)
+            each.append(max((statistics.median(high) - statistics.median(low)) / count, 0.0))
+        return load.context / width * statistics.fmean(each)
 
     def _models(self, host: ModelConfig, whole: ModelConfig, numbers: Numbers) -> tuple[Hybrid, Hybrid]:
         return ready(host, numbers.weights, self.device), ready(whole, numbers.weights, self.device, seed=1)
@@ -166,9 +177,9 @@ def device_name(device: str) -> dict[str, object]:
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def _difference(found: list[list[float]], count: int) -> float:
-    small, large = found
-    return max(statistics.median((b - a) / count for a, b in zip(small, large, strict=True)), 0.0)
+def footprint_class(n_bytes: float) -> int:
+    """A power of two from 1 to 64 MiB: sizes between which a block's time hardly differs."""
+    return 2 ** min(max(round(math.log2(max(n_bytes, 1))), 20), round(math.log2(LARGE)))
 
 
 def _text(key: Key) -> str:

@@ -1,0 +1,177 @@
+"""The library of measured blocks: what it keeps, what it measures, what it interpolates; never how long things take."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from plait.compress import library as library_file
+from plait.compress.costs import Costs, Load
+from plait.compress.library import BlockLibrary, footprint_class
+from plait.compress.numbers import Numbers
+from plait.compress.stopwatch import filled, in_turns, measure, prompts, ready
+from plait.config import ConfigError
+from plait.model.config import ModelConfig
+from plait.model.layers.mlp import MLP
+
+CONFIG = ModelConfig.from_pattern(
+    "M-*-",
+    vocab_size=128,
+    d_model=32,
+    mamba2={"n_heads": 4, "head_dim": 16, "d_state": 16, "n_groups": 2, "chunk": 16},
+    attention={"n_heads": 4, "n_kv_heads": 2, "head_dim": 8},
+    mlp={"d_ff": 64},
+)
+LOAD = Load(batch=2, context=40, answer=8)
+
+
+class Counted(BlockLibrary):
+    """A library whose blocks take times by formula: no machine is asked."""
+
+    def _block(self, spec, d_model, load, numbers):  # type: ignore[no-untyped-def]
+        return spec.d_ff * 1.0 + d_model, spec.d_ff * 2.0
+
+    def _rest(self, config, load, numbers):  # type: ignore[no-untyped-def]
+        return 100.0, 10.0
+
+
+def test_each_shape_is_measured_once_and_kept(tmp_path: Path) -> None:
+    path, told = tmp_path / "deep" / "blocks.jsonl", []
+    costs = Costs(load=LOAD, clock=BlockLibrary(path=path, rounds=1, footprint=2**20, on_measure=told.append))
+    first = costs.total(CONFIG)
+    assert first.prefill_s > 0 and first.decode_s > 0
+    # three kinds, one of them twice, and the rest
+    assert len(told) == 4 and len(path.read_text().splitlines()) == 4
+    assert costs.total(CONFIG) == first and len(told) == 4
+    # another process finds all of it
+    again = BlockLibrary(path=path, rounds=1, footprint=2**20, on_measure=told.append)
+    assert Costs(load=LOAD, clock=again).total(CONFIG) == first and len(told) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"load": Load(batch=1, context=40, answer=8)}, {"load": Load(batch=2, context=41)}, {"footprint": 2**24}],
+    ids=["batch", "context", "footprint"],
+)
+def test_a_time_is_kept_for_what_it_depends_on_only(change: dict, tmp_path: Path) -> None:
+    told: list[str] = []
+    clock = Counted(path=tmp_path / "blocks.jsonl", on_measure=told.append)
+    for weights in ("bf16", "fp32"):
+        clock.layer(MLP(d_ff=8), 32, LOAD, Numbers(weights=weights))
+    clock.layer(MLP(d_ff=8), 64, LOAD, Numbers())
+    clock.layer(MLP(d_ff=8, gated=True), 32, LOAD, Numbers())
+    assert len(told) == 4
+    other = replace(clock, footprint=change.get("footprint", clock.footprint))
+    other.layer(MLP(d_ff=8), 32, change.get("load", LOAD), Numbers())
+    assert len(told) == 5
+    # formats of the cache change bytes, not what is run here
+    other.layer(MLP(d_ff=8), 32, change.get("load", LOAD), Numbers(kv="fp8"))
+    assert len(told) == 5
+
+
+def test_times_add_up_by_layer(tmp_path: Path) -> None:
+    config = ModelConfig(vocab_size=8, d_model=4, layers=(MLP(d_ff=8), MLP(d_ff=16), MLP(d_ff=8)))
+    total = Costs(load=LOAD, clock=Counted(path=tmp_path / "blocks.jsonl")).total(config)
+    assert (total.prefill_s, total.decode_s) == (100 + 32 + 12, 10 + 64)
+
+
+def test_between_two_widths_a_time_is_interpolated_where_asked(tmp_path: Path) -> None:
+    path, told = tmp_path / "blocks.jsonl", []
+    exact = Counted(path=path, on_measure=told.append)
+    for d_ff in (100, 200, 400):
+        exact.layer(MLP(d_ff=d_ff), 32, LOAD, Numbers())
+    between = Counted(path=path, interpolates=True, on_measure=told.append)
+    assert between.layer(MLP(d_ff=150), 32, LOAD, Numbers()) == pytest.approx((182.0, 300.0))
+    # the nearest neighbours count, not the farthest: 100 and 200 would give the same line, so move one
+    between.entries = {k: (0.0, 0.0) if '"d_ff": 400' in k else v for k, v in between.entries.items()}
+    assert between.layer(MLP(d_ff=150), 32, LOAD, Numbers()) == pytest.approx((182.0, 300.0))
+    assert between.layer(MLP(d_ff=300), 32, LOAD, Numbers()) == pytest.approx((116.0, 200.0))
+    assert len(told) == 3
+    # outside what is known, or of another shape, it is measured
+    between.layer(MLP(d_ff=50), 32, LOAD, Numbers())
+    between.layer(MLP(d_ff=150, gated=True), 32, LOAD, Numbers())
+    assert len(told) == 5
+    exact.layer(MLP(d_ff=150), 32, LOAD, Numbers())
+    assert len(told) == 6
+
+
+def test_what_another_process_measured_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "blocks.jsonl"
+    one, two = Counted(path=path), Counted(path=path)
+    one.layer(MLP(d_ff=8), 32, LOAD, Numbers())
+    two.layer(MLP(d_ff=16), 32, LOAD, Numbers())
+    assert len(path.read_text().splitlines()) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["blocks.jsonl"]
+
+
+@pytest.mark.parametrize("line", ["{", '{"key": {}}', '{"key": {}, "prefill_s": "a", "decode_s": 1}', "3"])
+def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "blocks.jsonl"
+    Counted(path=path).layer(MLP(d_ff=8), 32, LOAD, Numbers())
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=r"blocks.jsonl, line 2 is no measured block"):
+        BlockLibrary(path=path)
+
+
+def test_blocks_are_repeated_until_they_weigh_as_much_as_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    monkeypatch.setattr(library_file, "ready", lambda c, w, d, seed=0: built.append(len(c.layers)) or ready(c, w))
+    clock = BlockLibrary(path=tmp_path / "blocks.jsonl", rounds=1, footprint=2**20)
+    # 2 x 2 x 64 x 256 bytes and a norm: sixteen of them are 1 MiB
+    clock.layer(MLP(d_ff=256), 64, LOAD, Numbers())
+    assert built == [1, 4, 1, 17]
+
+
+def test_footprints_are_powers_of_two_between_a_mebibyte_and_what_no_cache_holds() -> None:
+    sizes = {0: 2**20, 3 * 2**20: 2**22, 2**23: 2**23, 1.3 * 2**24: 2**24, 2**34: 2**26}
+    assert {n: footprint_class(n) for n in sizes} == sizes
+
+
+def test_numbers_in_which_nothing_runs_here_are_refused() -> None:
+    with pytest.raises(ConfigError, match="weights='4.5 bit': no time can be measured in these numbers"):
+        ready(CONFIG, "4.5 bit")
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp32", "int8-32"])
+def test_a_model_is_measured_in_the_numbers_in_which_it_would_be_loaded(weights: str) -> None:
+    model = ready(CONFIG, weights)
+    held = {name: t.dtype for name, t in model.state_dict().items()}
+    assert held["blocks.0.mixer.A_log"] == torch.float32
+    assert held["embed.weight"] == (torch.float32 if weights == "fp32" else torch.bfloat16)
+    assert ("blocks.1.mixer.down_proj.codes" in held) == (weights == "int8-32")
+    assert all(seconds > 0 for seconds in measure(model, LOAD, rounds=1))
+
+
+@pytest.mark.parametrize("piece", [7, 40, 2048])
+def test_prompts_are_read_in_pieces_as_the_engine_reads_them(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = ready(CONFIG, "fp32"), []
+    forward = model.forward
+
+    def heard(ids, **how):  # type: ignore[no-untyped-def]
+        calls.append((ids.shape, how["cache"].n_tokens, how["n_logits"]))
+        return forward(ids, **how)
+
+    monkeypatch.setattr(model, "forward", heard)
+    prompts(model, LOAD, piece=piece)()
+    width = max(1, piece // 2)
+    assert [depth for _, depth, _ in calls] == list(range(0, 40, width))
+    assert sum(shape[1] for shape, *_ in calls) == 40 and all(shape[0] == 2 for shape, *_ in calls)
+    assert [n for *_, n in calls] == [0] * (len(calls) - 1) + [1]
+
+
+def test_sides_are_run_in_turns_and_the_first_turn_does_not_count() -> None:
+    order: list[str] = []
+    sides = [lambda: order.append("a") or 1.0, lambda: order.append("b") or 2.0]
+    assert in_turns(sides, 3) == [[1.0] * 3, [2.0] * 3] and "".join(order) == "abababab"
+
+
+def test_a_filled_cache_holds_as_many_tokens_as_asked() -> None:
+    model = ready(CONFIG, "fp32")
+    cache = filled(model, 17, batch=3)
+    assert cache.n_tokens == 17 and cache.lengths.tolist() == [17] * 3
+    assert cache.tensors()["layers.2.k"].shape == (3, 2, 17, 8)
+    assert json.dumps(cache.batch) == "3"
