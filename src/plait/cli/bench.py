@@ -29,7 +29,15 @@ USERS = {
     "gguf": ("prefill", "decode"),
     "patience": ("prefill", "decode", "serve"),
     "tune": ("device",),
-    "chart": ("twin", "latency"),
+    "chart": ("twin", "latency", "serve"),
+    "url": ("serve",),
+    "mix": ("serve",),
+    "rate": ("serve",),
+    "concurrency": ("serve",),
+    "requests": ("serve",),
+    "seed": ("serve",),
+    "api": ("serve",),
+    "key": ("serve",),
     "count": ("latency",),
     "library": ("latency",),
 }
@@ -39,7 +47,7 @@ USERS = {
 class Inputs:
     """What to measure, on what, and how often."""
 
-    what: Literal["ops", "train", "prefill", "decode", "twin", "latency", "device"] = arg(
+    what: Literal["ops", "train", "prefill", "decode", "twin", "latency", "serve", "device"] = arg(
         help="what to measure", positional=True
     )
     model: str = arg(
@@ -64,7 +72,7 @@ class Inputs:
         default=60.0, help="seconds that one run of a peer, or one answer, may take; longer ones are left out"
     )
     tune: bool = arg(default=False, help="device: tune the Triton kernels at a model's sizes and keep what is fastest")
-    chart: str = arg(default="", help="twin and latency: also draw it into this SVG file")
+    chart: str = arg(default="", help="twin, latency and serve: also draw it into this SVG file")
     count: int = arg(default=30, help="latency: random architectures")
     library: str = arg(default="", help="latency: file of measured blocks to use and fill; empty measures all anew")
     url: str = arg(default="", help="serve: address of a server of OpenAI's protocol")

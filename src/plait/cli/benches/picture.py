@@ -16,6 +16,7 @@ text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sa
 .tick, .axis { fill: var(--soft); font-size: 12px; }
 .name { font-size: 13px; font-weight: 600; }
 .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
+.faint { stroke-width: 1.2; opacity: 0.55; }
 .line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); }
 .dot.s0, .name.s0 { fill: var(--s0); } .dot.s1, .name.s1 { fill: var(--s1); }
 """
