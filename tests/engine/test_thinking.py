@@ -1,7 +1,6 @@
 """Budgets of reasoning: kept to the token, in any vocabulary, and an answer always comes."""
 
 import random
-from collections.abc import Callable
 
 import pytest
 import torch

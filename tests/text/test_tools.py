@@ -1,0 +1,109 @@
+"""Calls in answers: found however the text is cut, given back as text when they are none."""
+
+import json
+import random
+
+import pytest
+
+from plait.text.chat import CHATML
+from plait.text.tools import FORMATS, ToolStream, format_of, marks_of_tools, parameters_of
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+                "required": ["city"],
+            },
+        },
+    },
+    {"function": {"name": "now"}},
+]
+ZURICH = {"city": "Zürich </tool", "days": 3}
+CALL = json.dumps({"name": "weather", "arguments": ZURICH}, ensure_ascii=False)
+NOW = '{"name": "now", "arguments": {}}'
+LLAMA = CALL.replace("arguments", "parameters")
+TAGS = (
+    "\n<function=weather>\n<parameter=city>\nZürich </tool\n</parameter>\n"
+    "<parameter=days>\n3\n</parameter>\n</function>\n"
+)
+
+
+def parsed(name: str, pieces: list[str]) -> tuple[str, list[tuple[str, object]]]:
+    stream = ToolStream(FORMATS[name], TOOLS)
+    parts = [*(stream.add(piece) for piece in pieces), stream.finish()]
+    calls = [call for _, some in parts for call in some]
+    assert [call.index for call in calls] == list(range(len(calls))) and stream.n_calls == len(calls)
+    assert len({call.id for call in calls}) == len(calls)
+    return "".join(said for said, _ in parts), [(call.name, json.loads(call.arguments)) for call in calls]
+
+
+both = [("weather", ZURICH), ("now", {})]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said", "calls"),
+    [
+        ("hermes", f"Let me see.\n<tool_call>\n{CALL}\n</tool_call>", "Let me see.", both[:1]),
+        ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>\n{NOW}\n</tool_call>\n", "", both),
+        ("hermes", f"<tool_call>\n{CALL}", "", both[:1]),
+        ("hermes", "<tool_call>{bad</tool_call> so", "<tool_call>{bad</tool_call> so", []),
+        ("hermes", '<tool_call>{"name": "rm", "arguments": {}}</tool_call>', None, []),
+        ("hermes", '<tool_call>{"name": "now", "arguments": [1]}</tool_call>', None, []),
+        ("hermes", '<tool_call>{"name": "now", "arguments": "{}"}</tool_call>', "", both[1:]),
+        ("hermes", "<tool_call>" + "[" * 5000, None, []),
+        ("hermes", "a < b <tool", None, []),
+        ("hermes", "no calls \n ", None, []),
+        ("toolcall", f"Sure.\n<TOOLCALL>[{CALL}, {NOW}]</TOOLCALL>\n", "Sure.", both),
+        ("toolcall", f"<TOOLCALL>[{CALL}, {{]</TOOLCALL>", None, []),
+        ("toolcall", "<TOOLCALL>[]</TOOLCALL>", None, []),
+        ("mistral", f"[TOOL_CALLS][{CALL}]", "", both[:1]),
+        ("mistral", "[TOOL_CALLS] nothing", None, []),
+        ("tags", f"Now.<tool_call>{TAGS}</tool_call>\n", "Now.", both[:1]),
+        ("tags", "<tool_call><function=now></function></tool_call>", "", both[1:]),
+        ("tags", "<tool_call><function=now>words</function></tool_call>", None, []),
+        ("llama", LLAMA, "", both[:1]),
+        ("llama", f"<|python_tag|>{LLAMA}; {NOW}", "", both),
+        ("llama", '{"an": "answer"}', None, []),
+        ("llama", "in words", None, []),
+        ("llama", "", "", []),
+    ],
+)
+def test_calls_are_found_however_the_text_is_cut(name: str, text: str, said: str | None, calls: list[object]) -> None:
+    expected = (text if said is None else said, calls)
+    assert parsed(name, [text]) == expected
+    assert parsed(name, list(text)) == expected
+    for _ in range(10):
+        cuts = sorted(random.choices(range(len(text) + 1), k=5))
+        assert parsed(name, [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]) == expected
+
+
+def test_a_call_comes_out_when_it_ends_and_words_as_soon_as_they_are_none() -> None:
+    stream = ToolStream(FORMATS["hermes"], TOOLS)
+    assert stream.add("Let me <") == ("Let me", [])
+    assert stream.add("b> ") == (" <b>", [])
+    assert stream.add("<tool_call>" + NOW) == ("", [])
+    assert [call.name for call in stream.add("</tool_call>")[1]] == ["now"]
+    assert stream.add("<tool_call>x</tool_call>y") == ("<tool_call>x</tool_call>y", [])
+
+
+def test_the_format_is_read_off_the_template() -> None:
+    def of(template: str) -> str | None:
+        found = format_of(template)
+        return None if found is None else found.name
+
+    assert of(CHATML) == "hermes"
+    assert of("{{ '<TOOLCALL>[' }} <tool_call>") == "toolcall"
+    assert of("<tool_call>\n<function=example>\n<parameter=x>") == "tags"
+    assert of('Respond in the format {"name": function name, "parameters": ...}') == "llama"
+    assert of("{{ messages }}") is None and marks_of_tools("{{ messages }}") == ()
+    assert marks_of_tools(CHATML)[:2] == ("<tool_call>", "</tool_call>")
+
+
+def test_what_is_no_tool_is_refused_by_its_place() -> None:
+    for bad in ({"function": {}}, {"function": {"name": "x", "parameters": 3}}, "x", {"name": ""}):
+        with pytest.raises(ValueError, match=r"tools\[1\]"):
+            parameters_of([TOOLS[0], bad])  # pyright: ignore[reportArgumentType]
