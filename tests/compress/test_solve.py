@@ -197,3 +197,12 @@ def test_many_layers_with_many_equal_ones_are_solved_by_the_rule() -> None:
 def test_what_is_no_problem_is_named(layers: Layers, limits: list[Limit], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         solve(layers, limits)
+
+
+def test_hard_limits_are_never_raised() -> None:
+    layers = [[option("keep", 0, 4, changed=False), option("none", 1, 0, 1)]] * 3
+    limits = [Limit(name="bytes", ceiling=2), Limit(name="ms", ceiling=2.0, hard=True)]
+    assert solve(layers, limits) is None
+    (near,) = nearest(layers, limits)
+    # one layer must stay, and needs 4 bytes
+    assert near.raised == {"bytes": 4} and near.solution.score == 2

@@ -35,12 +35,16 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """fixed + the uses of all layers stay within the ceiling. unit: for people, such as "bytes" or "s"."""
+    """fixed + the uses of all layers stay within the ceiling.
+
+    unit: for people, such as "bytes" or "s". hard: not part of a budget, and never raised.
+    """
 
     name: str
     ceiling: float
     fixed: float = 0
     unit: str = ""
+    hard: bool = False
 
     def keeps(self, used: float) -> bool:
         """Whether a total is within the ceiling: exactly for whole numbers, to a billionth otherwise."""

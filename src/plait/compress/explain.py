@@ -108,15 +108,16 @@ def explain(answer: Answer, teacher: ModelConfig) -> Explanation:
         answer: a Puzzle. teacher: whose layers they were.
     """
     prices = answer.solution.prices
-    units = {limit.name: limit.unit for limit in answer.limits}
+    budget = [limit for limit in answer.limits if not limit.hard]
+    units = {limit.name: limit.unit for limit in budget}
     layers = []
     for i, (options, chosen) in enumerate(zip(answer.layers, answer.solution.chosen, strict=True)):
         weighed = [
             Alternative(
                 name=option.name,
                 score=option.score,
-                uses=option.uses,
-                price=option.score + sum(price * option.uses.get(name, 0) for name, price in prices.items()),
+                uses={name: use for name, use in option.uses.items() if name in units},
+                price=option.score + sum(prices[name] * option.uses.get(name, 0) for name in units),
                 chosen=option.name == chosen.name,
             )
             for option in options
@@ -125,7 +126,7 @@ def explain(answer: Answer, teacher: ModelConfig) -> Explanation:
         kind = KINDS[teacher.layers[i].symbol].name
         layers.append(Why(layer=i, kind=kind, alternatives=tuple(weighed), why=_why(weighed, units)))
     limits = []
-    for limit in answer.limits:
+    for limit in budget:
         used, price = answer.solution.used[limit.name], prices[limit.name]
         share = f"{shown(used, limit.unit)} of {shown(limit.ceiling, limit.unit)}"
         text = f"{limit.name} {share}, {_priced(price, limit.unit)}"

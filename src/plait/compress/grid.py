@@ -24,6 +24,7 @@ from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
 from plait.model.layers.attention import Attention
 from plait.model.layers.mamba2 import Mamba2
+from plait.model.layers.moe import MoE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +225,15 @@ def _check(space: Space, teacher: ModelConfig) -> None:
 
 
 def sizes_within(spec: LayerSpec, wanted: Mapping[str, int]) -> dict[str, int]:
-    """The wanted sizes, no larger than a layer's own; fewer key/value heads alone take their query heads along."""
+    """The wanted sizes, no larger than a layer's own, and what must follow.
+
+    Fewer key/value heads alone take their query heads along; a token chooses no more experts than there are.
+    """
     sizes = {name: min(value, getattr(spec, name)) for name, value in wanted.items()}
     if isinstance(spec, Attention) and "n_kv_heads" in sizes and "n_heads" not in sizes:
         sizes["n_heads"] = spec.n_heads // spec.n_kv_heads * sizes["n_kv_heads"]
+    if isinstance(spec, MoE) and "n_experts" in sizes and "n_chosen" not in sizes:
+        sizes["n_chosen"] = min(spec.n_chosen, sizes["n_experts"] // spec.n_groups * spec.n_top_groups)
     return sizes
 
 
@@ -242,9 +248,10 @@ def axes_of(spec: LayerSpec) -> dict[str, int]:
         return {"n_heads": spec.n_groups}
     if isinstance(spec, Attention):
         return {"n_kv_heads": 1}
-    name = "n_experts" if spec.symbol == "E" else "d_ff"
-    value = getattr(spec, name)
-    return {name: next((unit for unit in (64, 32, 16, 8) if value % unit == 0 and value >= 8 * unit), 1)}
+    if isinstance(spec, MoE):
+        return {"n_experts": spec.n_groups}
+    value = spec.d_ff  # type: ignore[attr-defined]
+    return {"d_ff": next((unit for unit in (64, 32, 16, 8) if value % unit == 0 and value >= 8 * unit), 1)}
 
 
 def _values(most: int, share: float, steps: int, unit: int) -> tuple[int, ...]:

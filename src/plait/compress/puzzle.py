@@ -24,6 +24,9 @@ from plait.compress.single import Harm, Table
 from plait.compress.solve import Nearest, Solution, nearest, solve
 from plait.model.config import ModelConfig
 
+# the limit on how many layers may go
+GONE = "layers gone"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Puzzle:
@@ -80,9 +83,8 @@ def search(problem: Problem, budget: Budget) -> Puzzle:
     for d_model, base in _widths(problem).items():
         layers, limits = program(problem, budget, d_model)
         solution = solve(layers, limits)
-        empty = solution is not None and all(option.name == "none" for option in solution.chosen)
-        scores[d_model] = None if solution is None or empty else base + solution.score
-        if solution is not None and not empty and (best is None or base + solution.score < best[0]):
+        scores[d_model] = None if solution is None else base + solution.score
+        if solution is not None and (best is None or base + solution.score < best[0]):
             best = base + solution.score, d_model, solution
     if best is None:
         raise BudgetError(nearest_text(nearest_budgets(problem, budget), budget.ceilings()))
@@ -127,6 +129,8 @@ def program(problem: Problem, budget: Budget, d_model: int) -> tuple[list[list[O
         Limit(name=name, ceiling=_whole(ceiling), fixed=_cost(rest, name), unit=LIMITS[name])
         for name, ceiling in ceilings.items()
     ]
+    # a model has a layer, whatever the budget says
+    limits.append(Limit(name=GONE, ceiling=len(problem.replacements) - 1, hard=True))
     known: dict[object, LayerCosts] = {None: LayerCosts()}
     layers = []
     for row in problem.replacements:
@@ -138,7 +142,7 @@ def program(problem: Problem, budget: Budget, d_model: int) -> tuple[list[list[O
                 Option(
                     name=r.name,
                     score=getattr(problem.table[r.layer, r.name], problem.by),
-                    uses={name: _cost(known[r.spec], name) for name in ceilings},
+                    uses={name: _cost(known[r.spec], name) for name in ceilings} | {GONE: int(r.spec is None)},
                     changed=r.name != KEEP,
                     agrees=(r.spec.symbol, repr(r.spec)) if problem.homogeneous and r.spec is not None else None,
                 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from plait.compress.grid import sizes_within
 from plait.compress.plan import Plan, shrunk
 from plait.compress.prune import prune
 from plait.compress.score import Scores
@@ -112,11 +113,7 @@ def _narrower(teacher: ModelConfig, spec: LayerSpec, menu: Menu) -> Iterator[tup
         for share in getattr(menu, name):
             own = getattr(spec, name)
             unit = _unit(spec, name)
-            sizes = {name: max(unit, round(own * share / unit) * unit)}
-            if name == "n_kv_heads":
-                sizes["n_heads"] = spec.n_heads // own * sizes[name]  # type: ignore[attr-defined]
-            if name == "n_experts":
-                sizes["n_chosen"] = min(spec.n_chosen, sizes[name])  # type: ignore[attr-defined]
+            sizes = sizes_within(spec, {name: max(unit, round(own * share / unit) * unit)})
             try:
                 smaller = shrunk(alone, sizes={0: sizes}).config.layers[0]
             except ValueError:

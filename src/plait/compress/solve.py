@@ -69,24 +69,24 @@ def solve(layers: Layers, limits: Sequence[Limit]) -> Solution | None:
 
 
 def nearest(layers: Layers, limits: Sequence[Limit]) -> tuple[Nearest, ...]:
-    """The least that must be given up where `solve` finds nothing.
+    """The least that must be given up where `solve` finds nothing; hard limits are kept.
 
     Returns: first, every limit raised alone, as little as suffices, if the others can be kept; then, for more than one
         limit, all raised by the same share. Each with the best answer under it.
     Raises: as `solve`; ValueError for a ceiling of 0 or less, which no share of it raises.
     """
     ordered, limits = _checked(layers, limits)
-    found = []
-    for limit in limits:
+    found, soft = [], [limit for limit in limits if not limit.hard]
+    for limit in soft:
         others = [other for other in limits if other is not limit]
         model = Model(ordered, others)
         least = model.best(model.costs(_scaled(ordered, limit)))
         if least is not None:
             needed = used(limit, [options[j] for options, j in zip(ordered, least, strict=True)])
             found.append(_raised(ordered, limits, {limit.name: max(needed, limit.ceiling)}))
-    if len(limits) > 1:
+    if len(soft) > 1:
         share = _least_share(ordered, limits)
-        ceilings = {limit.name: _ceiled(limit, share) for limit in limits}
+        ceilings = {limit.name: _ceiled(limit, share) for limit in soft}
         found.append(_raised(ordered, limits, ceilings))
     return tuple(found)
 
@@ -212,19 +212,20 @@ def _scaled(layers: Layers, limit: Limit) -> list[list[float]]:
 
 def _least_share(layers: Layers, limits: Sequence[Limit]) -> float:
     """The share t by which all ceilings must rise so that one choice keeps them all."""
-    for limit in limits:
+    soft = [limit for limit in limits if not limit.hard]
+    for limit in soft:
         if limit.ceiling <= 0:
             raise ValueError(f"limit {limit.name}: ceiling={limit.ceiling} must be more than 0")
-    model = Model(layers, [])
+    model = Model(layers, [limit for limit in limits if limit.hard])
     share = model.program.column(upper=float("inf"), whole=False)
     rows = []
-    for limit in limits:
+    for limit in soft:
         weights = model.costs([[option.uses.get(limit.name, 0) / limit.ceiling for option in row] for row in layers])
         rows.append(Row(weights=weights | {share: -1.0}, high=1 - limit.fixed / limit.ceiling))
     picks = model.best({share: 1.0}, rows)
     assert picks is not None, "a share large enough makes room for anything"
     chosen = [options[j] for options, j in zip(layers, picks, strict=True)]
-    return max(used(limit, chosen) / limit.ceiling - 1 for limit in limits)
+    return max(used(limit, chosen) / limit.ceiling - 1 for limit in soft)
 
 
 def _ceiled(limit: Limit, share: float) -> float:
