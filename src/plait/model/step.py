@@ -94,11 +94,11 @@ def step_rows(
 ) -> Tensor | None:
     """Logits of one token for some sequences of a paged cache, their states moved on by it.
 
-    What a sequence gets does not depend on the others: products are always made of four rows at a time.
+    What a sequence gets does not depend on the others, bit by bit.
 
     Args:
         model: a Hybrid.
-        cache: where the sequences are; slot 0 and page 0 are nobody's.
+        cache: where the sequences are.
         ids: the tokens, of the vocabulary.
         slots, lengths, tables: of each sequence: its slot, its tokens with the new one, the pages of these.
 
@@ -117,15 +117,10 @@ def step_rows(
     parts = []
     for first in range(0, len(ids), cache.batch):
         rows = range(first, min(first + cache.batch, len(ids)))
-        # rows to four times a whole number, which are nobody's
-        none = -len(rows) % 4
         width = max(len(tables[row]) for row in rows)
-        table = [[*tables[row], *[0] * (width - len(tables[row]))] for row in rows] + [[0] * width] * none
-        numbers = [
-            [values[row] for row in rows] + [fill] * none for values, fill in ((ids, 0), (slots, 0), (lengths, 1))
-        ]
-        token, slot, length = (torch.tensor(part) for part in numbers)
-        parts.append(tape.run_rows(token, slot, length, torch.tensor(table, dtype=torch.int32))[: len(rows)])
+        table = [[*tables[row], *[0] * (width - len(tables[row]))] for row in rows]
+        token, slot, length = (torch.tensor([of[row] for row in rows]) for of in (ids, slots, lengths))
+        parts.append(tape.run_rows(token, slot, length, torch.tensor(table, dtype=torch.int32)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

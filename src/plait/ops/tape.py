@@ -290,8 +290,7 @@ class Tape:
             lengths: (n,) int64, tokens of each sequence, the new one included.
             tables: (n, pages) int32: the pages of each sequence's keys and values, each of a multiple of 64 tokens.
 
-        Returns: (n, V) logits in the compute dtype. A row's do not depend on the others, but may on whether n is a
-            multiple of 4.
+        Returns: (n, V) logits in the compute dtype; a row's do not depend on the others.
         """
         logits = torch.empty(len(ids), self._n_logits, dtype=self.compute)
         self._words[self._logits_at] = logits.data_ptr()
