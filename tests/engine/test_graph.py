@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from plait.engine import graph
+from plait.engine.answer import Answer
 from plait.engine.engine import Engine
 from plait.engine.graph import Steps, bucket
 from plait.engine.request import Sampling
 from plait.engine.runner import Row, decode, prefill
 from plait.engine.sampler import Draw
 from plait.engine.session import Session
-from plait.engine.stop import TextGate
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 
@@ -30,7 +30,7 @@ LLAMA = {
 
 def rows_of(model: Hybrid, prompts: Sequence[list[int]], settings: Sequence[Sampling]) -> list[Row]:
     return [
-        Row(p, s, draw=Draw(s, p, 384, model.device), gate=TextGate(None, ()), end_ids=frozenset(s.stop_ids))
+        Row(p, s, draw=Draw(s, p, 384, model.device), answer=Answer(None), end_ids=frozenset(s.stop_ids))
         for p, s in zip(prompts, settings, strict=True)
     ]
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from plait.engine.stop import TextGate
+from plait.engine.answer import Answer
+from plait.text.reasoning import Marks
 
 
 class Letters:
@@ -21,9 +22,9 @@ class Letters:
 
 
 def shown(pieces: list[str], stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    gate = TextGate(Letters(pieces), stop)
-    out = [gate.add(i) for i in range(len(pieces))]
-    return [*out, gate.finish()], gate.stopped
+    answer = Answer(Letters(pieces), stop)
+    out = [answer.add(i)[1] for i in range(len(pieces))]
+    return [*out, answer.finish()[1]], answer.stopped
 
 
 @pytest.mark.parametrize(
@@ -66,5 +67,14 @@ def test_any_cut_of_any_text_gives_what_the_whole_text_gives() -> None:
 
 
 def test_without_a_decoder_there_is_no_text() -> None:
-    gate = TextGate(None, ())
-    assert gate.add(3) + gate.finish() == ""
+    answer = Answer(None, ())
+    assert answer.add(3) == answer.finish() == ("", "")
+
+
+def test_a_stop_text_inside_of_reasoning_means_nothing() -> None:
+    pieces = ["think ST", "OP on</th", "ink>\n\nso ST", "OP on"]
+    answer = Answer(Letters(pieces), ("STOP",), marks=Marks(), is_open=True)
+    parts = [answer.add(i) for i in range(4)]
+    assert "".join(r for r, _ in parts) == "think STOP on"
+    assert "".join(t for _, t in parts) == "so "
+    assert answer.stopped

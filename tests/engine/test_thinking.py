@@ -10,7 +10,7 @@ from plait.engine.request import Sampling
 from plait.engine.sampler import Draw, sample
 from plait.engine.thinking import GRACE, Thoughts, thoughts_of
 from plait.text.bpe import SPECIAL_TOKENS, train_bpe
-from plait.text.reasoning import Marks
+from plait.text.reasoning import Marks, MarkStream
 from plait.text.tokenizer import Tokenizer
 
 WORDS = "think of the quick brown fox\nthat jumps over </ the lazy dog >\n\nand so on; " * 3
@@ -33,7 +33,8 @@ def reasoned(thoughts: Thoughts, tokenizer: Tokenizer, ids: list[int], ends: fro
 
 
 def texts(tokenizer: Tokenizer, ids: list[int], is_open: bool = True) -> tuple[str, str]:
-    answer = Answer(tokenizer, marks=Marks(), is_open=is_open)
+    marks = Marks()
+    answer = Answer(MarkStream(tokenizer, (marks.open, marks.close)), marks=marks, is_open=is_open)
     parts = [*(answer.add(i) for i in ids), answer.finish()]
     return "".join(r for r, _ in parts), "".join(a for _, a in parts)
 

@@ -4,10 +4,18 @@ Nothing is shown that could still become a mark or a stop text.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from plait.engine.stop import StopGate
-from plait.text.reasoning import Marks, MarkStream, Split
-from plait.text.tokenizer import Tokenizer
+from plait.text.reasoning import Marks, Split
+
+
+class Decoder(Protocol):
+    """Ids in, certain characters out; see plait.text.stream."""
+
+    def add(self, token_id: int) -> str: ...
+
+    def finish(self) -> str: ...
 
 
 class Answer:
@@ -15,23 +23,21 @@ class Answer:
 
     def __init__(
         self,
-        tokenizer: Tokenizer | None,
+        decoder: Decoder | None,
         stop: Sequence[str] = (),
         *,
         marks: Marks | None = None,
         is_open: bool = False,
-        shown: Sequence[str] = (),
     ) -> None:
         """
         Args:
-            tokenizer: None where there is none, and then there is no text.
+            decoder: a fresh stream of the tokenizer that shows marks, such as MarkStream; None where there is no
+                tokenizer, and then there is no text.
             stop: texts that end the answer; inside of reasoning they mean nothing.
             marks: of reasoning, None where none is looked for.
             is_open: it begins inside of reasoning.
-            shown: further marks to show though they are special tokens, such as those of tool calls.
         """
-        own = () if marks is None else (marks.open, marks.close)
-        self._decoder = None if tokenizer is None else MarkStream(tokenizer, (*own, *shown))
+        self._decoder = decoder
         self._split, self._gate = Split(marks, is_open=is_open), StopGate(stop)
 
     @property

@@ -2,23 +2,27 @@
 
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from plait.engine import graph
+from plait.engine.answer import Answer
+from plait.engine.constraint import Constraint, Grammars
 from plait.engine.core import Core, Limits
 from plait.engine.request import Completion, FinishReason, Load, Request, Sampling
 from plait.engine.runner import Row, decode, groups, prefill, room
 from plait.engine.sampler import Draw
 from plait.engine.sequence import Delta, Handle
 from plait.engine.session import Session
-from plait.engine.stop import TextGate
+from plait.engine.thinking import thoughts_of
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
+from plait.text.chat import CHATML
+from plait.text.reasoning import MarkStream
 from plait.text.tokenizer import Tokenizer
+from plait.text.tools import marks_of_tools
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class Engine:
         self._captured = graph.Steps(model)
         self.limits = Limits(max_running=max_batch) if limits is None else limits
         self._batch: Core | None = None
+        self._grammars: Grammars | None = None
 
     def submit(self, request: Request) -> Handle:
         """Take a request into the running batch, at the next `step`.
@@ -85,6 +90,21 @@ class Engine:
         if self._batch is None:
             self._batch = Core(self.model, self._choice, self.limits)
         return self._batch
+
+    @property
+    def grammars(self) -> Grammars:
+        """What makes grammars of constraints for this model; for any thread.
+
+        Raises: ValueError if there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "constraint: there is no tokenizer to follow it with; put tokenizer.json beside the weights"
+            )
+        if self._grammars is None:
+            ends = {*self.model.config.eos_ids, *self.tokenizer.eos_ids}
+            self._grammars = Grammars(self.tokenizer, self.model.config.vocab_size, ends)
+        return self._grammars
 
     @property
     def capacity(self) -> int | None:
@@ -180,27 +200,52 @@ class Engine:
 
     def _choice(self, request: Request, index: int) -> Row:
         """The row of a request's answer."""
-        sampling, ids = request.sampling, list(request.prompt_ids)
-        if index and sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + index)
+        ids = list(request.prompt_ids)
         n_cached = 0 if request.session is None else request.session.reusable(ids)
-        return self._row(ids, sampling, n_cached)
+        return self._row(ids, request.sampling, n_cached, request, index)
 
-    def _row(self, ids: list[int], sampling: Sampling, n_cached: int = 0) -> Row:
+    def _row(
+        self, ids: list[int], sampling: Sampling, n_cached: int = 0, request: Request | None = None, index: int = 0
+    ) -> Row:
         tokenizer, config = self.tokenizer, self.model.config
         if sampling.stop and tokenizer is None:
             raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and there is none; use stop_ids")
         ends = {*sampling.stop_ids}
         if not sampling.ignore_eos:
             ends |= {*config.eos_ids, *(() if tokenizer is None else tokenizer.eos_ids)}
-        return Row(
-            ids,
+        thoughts = grammar = None
+        if request is not None:
+            constraint = request.constraint
+            if constraint is not None and not isinstance(constraint, Constraint):
+                raise ValueError(f"constraint={constraint!r}: expected a plait.engine.constraint.Constraint")
+            grammar = None if constraint is None else self.grammars.compile(constraint)
+            thoughts = thoughts_of(
+                tokenizer,
+                ids,
+                thinks=request.thinks,
+                budget=request.thinking_token_budget,
+                max_tokens=sampling.max_tokens,
+                strict=grammar is not None,
+            )
+        draw = Draw(
             sampling,
-            draw=Draw(sampling, ids, config.vocab_size, self.model.device),
-            gate=TextGate(None if tokenizer is None else tokenizer.stream(), sampling.stop),
-            end_ids=frozenset(ends),
-            n_cached=n_cached,
+            ids,
+            config.vocab_size,
+            self.model.device,
+            index=index,
+            end_ids=ends,
+            thoughts=thoughts,
+            grammar=grammar,
         )
+        marks = None if thoughts is None else thoughts.marks
+        shown = () if marks is None else (marks.open, marks.close)
+        decoder = None
+        if tokenizer is not None:
+            # what no request asked for is shown as it always was
+            calls = marks_of_tools(tokenizer.chat_template or CHATML) if request is not None else ()
+            decoder = MarkStream(tokenizer, (*shown, *calls))
+        answer = Answer(decoder, sampling.stop, marks=marks, is_open=thoughts is not None and thoughts.is_inside)
+        return Row(ids, sampling, draw=draw, answer=answer, end_ids=frozenset(ends), n_cached=n_cached)
 
     def _mind_context(self, rows: Sequence[Row]) -> None:
         trained = self.model.config.max_context

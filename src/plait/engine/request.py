@@ -122,7 +122,8 @@ class Completion:
     """One finished answer.
 
     text: without end tokens and stop texts; "" where there is no tokenizer. token_ids: all new ids, an end id
-    included. prompt_ids: the ids that it continues.
+    included. prompt_ids: the ids that it continues. reasoning: what was thought before the text. logprobs: of each new
+    id, if asked for.
     """
 
     text: str
@@ -131,6 +132,8 @@ class Completion:
     usage: Usage
     prompt_ids: list[int]
     timings: Timings
+    reasoning: str = ""
+    logprobs: list[Logprob] | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -12,9 +12,9 @@ from collections.abc import Generator, Sequence
 import torch
 from torch import Tensor
 
+from plait.engine.answer import Answer
 from plait.engine.request import Completion, FinishReason, Sampling, Timings, Usage
 from plait.engine.sampler import Draw, sample
-from plait.engine.stop import TextGate
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 
@@ -28,23 +28,26 @@ class Row:
         sampling: Sampling,
         *,
         draw: Draw,
-        gate: TextGate,
+        answer: Answer,
         end_ids: frozenset[int],
         n_cached: int = 0,
     ) -> None:
         """
         Args:
             prompt: all of its ids; the first n_cached are in the cache already.
-            sampling, draw, gate: its settings, randomness and text.
+            sampling, draw, answer: its settings, randomness and text.
             end_ids: ids that finish it.
         """
         self.prompt, self.sampling, self.n_cached = list(prompt), sampling, n_cached
         self.ids: list[int] = []
         self.pieces: list[str] = []
+        self.thoughts: list[str] = []
+        """Pieces of its text, and of its reasoning."""
         self.reason: FinishReason | None = None
         self.cache_bytes = 0
+        self.error: str | None = None
         self.draw = draw
-        self._gate, self._end_ids = gate, end_ids
+        self._answer, self._end_ids = answer, end_ids
         self.begin()
 
     def begin(self) -> None:
@@ -53,33 +56,46 @@ class Row:
 
     def accept(self, token_id: int) -> None:
         """Take the next token: it may add text, and may finish the sequence."""
+        if self.draw.failure is not None:
+            self.error = self.draw.failure
+            self.finish(FinishReason.ERROR)
+            return
         self._last = time.perf_counter()
         if not self.ids:
             self._first = self._last
         self.ids.append(token_id)
+        reasons = self.draw.thoughts is not None and self.draw.thoughts.is_open
         self.draw.note(token_id)
-        if token_id in self._end_ids:
+        if token_id in self._end_ids and not reasons:
             # an end token is counted and remembered, but it is no text
             self.finish(FinishReason.STOP)
             return
-        self.pieces.append(self._gate.add(token_id))
-        if self._gate.stopped:
+        self._show(self._answer.add(token_id))
+        if self._answer.stopped:
             self.reason = FinishReason.STOP
+        elif self.draw.done:
+            self.finish(FinishReason.STOP)
         elif len(self.ids) == self.sampling.max_tokens:
             self.finish(FinishReason.LENGTH)
 
     def finish(self, reason: FinishReason) -> None:
         """End it here, and let out the text that was held back; the first reason stands."""
         if self.reason is None:
-            self.pieces.append(self._gate.finish())
+            self._show(self._answer.finish())
             # what was held back may have ended in a stop text
-            self.reason = FinishReason.STOP if self._gate.stopped else reason
+            self.reason = FinishReason.STOP if self._answer.stopped else reason
+
+    def _show(self, piece: tuple[str, str]) -> None:
+        self.thoughts.append(piece[0])
+        self.pieces.append(piece[1])
 
     def completion(self) -> Completion:
         """Its record, once it is finished."""
         assert self.reason is not None
         return Completion(
             text="".join(self.pieces),
+            reasoning="".join(self.thoughts),
+            logprobs=None if self.sampling.logprobs is None else self.draw.logprobs,
             token_ids=self.ids,
             finish_reason=self.reason,
             usage=Usage(
@@ -87,6 +103,7 @@ class Row:
                 completion_tokens=len(self.ids),
                 cached_tokens=self.n_cached,
                 cache_bytes=self.cache_bytes,
+                reasoning_tokens=0 if self.draw.thoughts is None else self.draw.thoughts.n_tokens,
             ),
             prompt_ids=self.prompt,
             timings=Timings(prefill_s=self._first - self._begun, decode_s=self._last - self._first),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from plait.engine.pool import Lease, Pool, Snapshot
-from plait.engine.request import FinishReason, Request, Usage
+from plait.engine.request import FinishReason, Logprob, Request, Usage
 from plait.engine.runner import Row
 from plait.engine.session import Session
 from plait.model.cache import Cache
@@ -62,7 +62,7 @@ class Delta:
     text: str = ""
     reasoning: str = ""
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[object, ...] | None = None
+    logprobs: tuple[Logprob, ...] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -106,6 +106,8 @@ class Sequence:
         """What came since the last call."""
         row = self.row
         ids, text = tuple(row.ids[self._shown_ids :]), "".join(row.pieces[self._shown_pieces :])
+        reasoning = "".join(row.thoughts[self._shown_pieces :])
+        told = None if row.sampling.logprobs is None else tuple(row.draw.logprobs[self._shown_ids : len(row.ids)])
         self._shown_ids, self._shown_pieces = len(row.ids), len(row.pieces)
         if ids and self.handle.first_token_s is None:
             self.handle.first_token_s = time.perf_counter()
@@ -114,8 +116,10 @@ class Sequence:
             handle=self.handle,
             index=self.index,
             text=text,
+            reasoning=reasoning,
+            logprobs=told,
             token_ids=ids,
             finish_reason=row.reason,
             usage=usage,
-            error=self.error,
+            error=self.error or row.error,
         )

@@ -5,17 +5,8 @@ until it does or does not.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from plait.text.reasoning import overlap
-
-
-class Decoder(Protocol):
-    """Ids in, certain characters out; see plait.text.stream."""
-
-    def add(self, token_id: int) -> str: ...
-
-    def finish(self) -> str: ...
 
 
 class StopGate:
@@ -45,33 +36,3 @@ class StopGate:
         """The text ended: return what was held back."""
         text, self._held = self._held, ""
         return text
-
-
-class TextGate:
-    """Text of one answer, up to and without the first stop text."""
-
-    def __init__(self, decoder: Decoder | None, stop: Sequence[str]) -> None:
-        """
-        Args:
-            decoder: a fresh stream of the tokenizer; None where there is none, and then there is no text.
-            stop: the stop texts.
-        """
-        self._decoder, self._gate = decoder, StopGate(stop)
-
-    @property
-    def stopped(self) -> bool:
-        """A stop text has appeared; nothing follows."""
-        return self._gate.stopped
-
-    def add(self, token_id: int) -> str:
-        """Take the next id; return the text that is now certain, often ""."""
-        if self._decoder is None or self.stopped:
-            return ""
-        return self._gate.add(self._decoder.add(token_id))
-
-    def finish(self) -> str:
-        """The answer ended: return what was held back."""
-        if self._decoder is None or self.stopped:
-            return ""
-        text = self._gate.add(self._decoder.finish())
-        return text + self._gate.finish()

@@ -62,6 +62,8 @@ class Thoughts:
         self.marks = marks
         self._tokenizer, self._budget, self._strict = tokenizer, budget, strict
         self._decoder = MarkStream(tokenizer, (marks.open, marks.close))
+        self.is_inside = is_open
+        """Whether it begins inside of reasoning."""
         self._state = _State.OPEN if is_open else _State.BEGIN
         self._opening = continuation(tokenizer, marks.open)
         self._given: list[int] = []

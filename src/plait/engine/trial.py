@@ -38,9 +38,9 @@ class Trial:
     def __init__(self, tokens: Sequence[bytes], special_ids: Sequence[int], end_ids: Sequence[int]) -> None:
         """Args: tokens: bytes of each id. special_ids: those that are no text. end_ids: those that end an answer."""
         words = [base64.b64encode(token).decode() for token in tokens]
+        self._process: subprocess.Popen[str] | None = None
         self._first = json.dumps({"tokens": words, "special": list(special_ids), "ends": list(end_ids)})
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
 
     def run(self, grammar: str) -> str:
         """Prepare a grammar; returns what is wrong with it, "" if nothing is."""
@@ -66,6 +66,9 @@ class Trial:
         if process is not None:
             process.kill()
             process.communicate()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _started(self) -> "subprocess.Popen[str]":
         # -P: nothing in the current folder is taken for a module
