@@ -4,7 +4,7 @@ For an activation a (B, L, D) whose D channels are units of P channels each, und
 
     l1        sum over sequences of (mean over tokens of |a|)^2                     (D,)   the published aggregate
     square    sum over tokens of a^2                                               (D,)
-    moments   sum over tokens of a_u a_u^T for each unit u, where P > 1            (D / P, P, P), squares on diagonals
+    moments   sum over tokens of a_u a_u^T for each unit u, in its place            (D / P, P, P), squares on diagonals
     sketch    sum over tokens of a r^T, r (K,) random numbers of the token         (D, K)
 
 Sketches of two units are proportional if their activities are, and hardly ever otherwise: cosines of sketches are off
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-K = 32
+K = 16
 # tokens whose copy in float32 is made at a time
 TOKENS = 256
 
@@ -80,12 +80,12 @@ class Taps:
         if self._is_new(name):
             self.handles.append(module.register_forward_hook(after))
 
-    def fold(self, name: str, *, size: int = 1, l1: bool = True, sketch: bool = True) -> Hook:
+    def fold(self, name: str, *, size: int = 0, l1: bool = True, sketch: bool = True) -> Hook:
         """A hook that keeps the sums of this file's formulae.
 
         Args:
             name: their prefix.
-            size: P, channels of a unit; moments are kept where it is more than one.
+            size: P, channels of a unit whose moments are wanted; 0 for squares alone.
             l1, sketch: whether these are wanted.
         """
 
@@ -101,7 +101,7 @@ class Taps:
                 if sketch:
                     noise = self.noise[:, begin : begin + step].flatten(0, 1).to(wide)
                     projected = projected + flat.mT @ noise
-                if size > 1:
+                if size:
                     heads = flat.unflatten(-1, (-1, size)).transpose(0, 1)  # (units, T, P)
                     moments = moments + heads.mT @ heads
                 else:

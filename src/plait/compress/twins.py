@@ -13,7 +13,7 @@ from torch import Tensor
 
 FAR = 0.01
 # rows of the matrix of products at a time
-ROWS = 512
+ROWS = 128
 
 
 def twins(sketches: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,9 @@ def _cut(spec: Mamba2, wanted: Mamba2, units: Units, how: How) -> Edits:
     inner = (spread(torch.arange(H), P).view(H, P)[:, kept]).flatten()
     edits = taking("M", mamba2_rows(spec, inner, torch.arange(spec.n_groups * spec.d_state), torch.arange(H)))
     edits[READER, 1] = behind(tiled(merging(kept, units, how), H, P), inner, how.read(NORM))
-    ratio = rescaling(units.power[NORM], kept.expand(spec.n_groups, -1), how)
-    edits[NORM, 0] = edits[NORM, 0].then(Edit.scale(ratio.repeat_interleave(H // spec.n_groups * n)))
+    for name, power in units.power.items():
+        ratio = rescaling(power, kept.expand(spec.n_groups, -1), how).repeat_interleave(H // spec.n_groups * n)
+        edits[name, 0] = edits[name, 0].then(Edit.scale(ratio))
     return edits
 
 

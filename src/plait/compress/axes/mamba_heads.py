@@ -78,8 +78,9 @@ def _cut(spec: Mamba2, wanted: Mamba2, units: Units, how: How) -> Edits:
     inner = spread(kept, P)
     edits = taking("M", mamba2_rows(spec, inner, torch.arange(shared), kept))
     edits[READER, 1] = behind(spread_edit(merging(kept, units, how), P), inner, how.read(NORM))
-    ratio = rescaling(units.power[NORM], chosen, how)
-    edits[NORM, 0] = edits[NORM, 0].then(Edit.scale(ratio.repeat_interleave(wanted.n_heads // G * P)))
+    for name, power in units.power.items():
+        ratio = rescaling(power, chosen, how).repeat_interleave(wanted.n_heads // G * P)
+        edits[name, 0] = edits[name, 0].then(Edit.scale(ratio))
     return edits
 
 

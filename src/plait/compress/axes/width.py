@@ -70,7 +70,9 @@ def _find(sums: Mapping[str, Tensor], where: str, model: Hybrid, tokens: int) ->
 def _read_by(model: Hybrid, norm: str) -> Tensor:
     """(D,) squared norms of the columns that read a norm's output."""
     if norm == "norm":
-        return model.head_weight.detach().cpu().double().square().sum(0)
+        # the largest matrix there is: some rows at a time
+        rows = model.head_weight.detach().split(1024)
+        return torch.stack([part.cpu().double().square().sum(0) for part in rows]).sum(0)
     block = model.get_submodule(norm.rpartition(".")[0])
     assert isinstance(block, Block)
     total = torch.zeros(model.config.d_model, dtype=torch.float64)

@@ -1,0 +1,134 @@
+"""Layers left out: the errors are those of models without them, and what comes before is not computed again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.compress import teachers
+
+from plait.compress.axes.depth import keep_layers
+from plait.compress.layers import LayerScores, score_layers
+from plait.compress.plan import shrunk
+from plait.compress.prune import prune
+from plait.compress.score import score
+from plait.model.hybrid import Hybrid
+from plait.train.objective import mean_loss
+from plait.train.pretrain import NextToken
+
+PATTERN = "M-*M-E"
+
+
+def without(model: Hybrid, gone: set[int], folder: Path) -> Hybrid:
+    """The model with layers left out, built and loaded as such."""
+    plan = shrunk(model.config, tuple(i for i in range(len(model.blocks)) if i not in gone))
+    scores = score(model, teachers.batches(1), axes=["depth"])
+    return teachers.student(prune(teachers.checkpoint(model, folder), plan, scores))
+
+
+def loss(model: Hybrid, text: list[teachers.Batch]) -> float:
+    return mean_loss(model, object.__new__(NextToken), text)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_errors_are_those_of_models_without_the_layer(ties: bool, tmp_path: Path) -> None:
+    model, text = teachers.teacher(PATTERN, ties_embeddings=ties), teachers.batches(2)
+    found = score_layers(model, text, measures=("mse", "input", "loss"))
+    whole = teachers.logits(model, text)
+    for layer in (0, 2, 5):
+        small = without(model, {layer}, tmp_path / str(layer))
+        mse = (teachers.logits(small, text) - whole).square().mean()
+        # experts add up in float32
+        assert found.importance["mse"][layer] == pytest.approx(float(mse), rel=1e-4)
+        rise = loss(small, text) - loss(model, text)
+        assert found.importance["loss"][layer] == pytest.approx(rise, rel=1e-4)
+        with torch.no_grad():
+            ends = [torch.cat([m.hidden(b.ids, starts=b.starts)[0] for b in text]) for m in (small, model)]
+        assert found.importance["input"][layer] == pytest.approx(float((ends[0] - ends[1]).square().mean()), rel=1e-4)
+
+
+def test_the_second_layer_to_go_is_the_least_of_what_the_first_one_left(tmp_path: Path) -> None:
+    model, text = teachers.teacher(PATTERN), teachers.batches(2)
+    found = score_layers(model, text, rounds=3)
+    first, second = found.order[0], found.order[1]
+    assert found.importance["mse"][first] == min(found.importance["mse"])
+    whole, errors = teachers.logits(model, text), {}
+    for layer in set(range(6)) - {first}:
+        small = without(model, {first, layer}, tmp_path / str(layer))
+        errors[layer] = float((teachers.logits(small, text) - whole).square().mean())
+    assert second == min(errors, key=lambda i: errors[i])
+    ranks = found.importance["iterative"]
+    assert [ranks[i] for i in found.order] == [0, 1, 2] and sorted(ranks) == list(range(6))
+
+
+def test_dead_layers_are_the_first_to_go() -> None:
+    model, text = teachers.teacher(PATTERN), teachers.batches(1)
+    with torch.no_grad():
+        model.blocks[3].mixer.out_proj.weight.zero_()
+        model.blocks[1].mixer.down_proj.weight.zero_()
+    for by in ("mse", "input", "loss"):
+        found = score_layers(model, text, rounds=2, by=by)
+        # a model that was never trained may well predict better without a layer
+        assert set(found.order) == {1, 3} or by == "loss"
+        assert found.importance[by][1] == found.importance[by][3] == 0
+    cosine = score(model, text, axes=["depth"]).layers["cosine"]
+    assert {i for i in range(6) if cosine[i] < 1e-12} == {1, 3}
+
+
+def test_layers_before_the_one_left_out_are_not_computed_again() -> None:
+    model, text = teachers.teacher("MMMMM"), teachers.batches(3)
+    calls = [0] * 5
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda module, args, y, i=i: calls.__setitem__(i, calls[i] + 1))
+    score_layers(model, text)
+    # the whole model once, each layer on its way, and once for every layer before it that is left out
+    assert calls == [3 * (2 + i) for i in range(5)]
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_search_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    model, text = teachers.teacher("M-*E"), teachers.batches(2)
+    whole = score_layers(model, text, rounds=3, measures=("mse", "loss"))
+    for at in range(1, 6):
+
+        def kill(done: int, total: int, at: int = at) -> None:
+            assert total == 6
+            if done == at:
+                raise KilledError
+
+        folder = tmp_path / str(at)
+        with pytest.raises(KilledError):
+            score_layers(model, text, rounds=3, measures=("mse", "loss"), folder=folder, progress=kill)
+        assert score_layers(model, text, rounds=3, measures=("mse", "loss"), folder=folder) == whole
+    with pytest.raises(ValueError, match="belongs to another model, text or measure"):
+        score_layers(model, teachers.batches(2, seed=8), rounds=3, measures=("mse", "loss"), folder=folder)
+
+
+def test_the_best_layers_of_each_kind_stay() -> None:
+    teacher = teachers.config(PATTERN)
+    importance = [3.0, 1.0, 0.5, 4.0, 1.0, 0.1]
+    assert keep_layers(importance, teacher, {"M": 1, "-": 1, "*": 0}) == (1, 3, 5)
+    with pytest.raises(ValueError, match=r"counts\['M'\]=3: the teacher has 2 such layers"):
+        keep_layers(importance, teacher, {"M": 3})
+
+
+def test_scores_take_layers_along(tmp_path: Path) -> None:
+    model, text = teachers.teacher("M-"), teachers.batches(1)
+    found = score_layers(model, text)
+    scores = score(model, text).with_layers(found)
+    scores.save(tmp_path / "scores")
+    back = type(scores).load(tmp_path / "scores")
+    assert back.layers == {**scores.layers} and set(back.layers) == {"cosine", "mse", "input"}
+    assert back.order == found.order and isinstance(found, LayerScores)
+
+
+def test_searches_that_cannot_be_are_refused() -> None:
+    model = teachers.teacher("M-")
+    with pytest.raises(ValueError, match="rounds=2: between 1 and 1"):
+        score_layers(model, teachers.batches(1), rounds=2)
+    with pytest.raises(ValueError, match="measure 'size' is unknown"):
+        score_layers(model, teachers.batches(1), by="size")
+    with pytest.raises(ValueError, match="no batches"):
+        score_layers(model, [])
