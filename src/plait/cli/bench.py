@@ -52,7 +52,8 @@ class Inputs:
     )
     model: str = arg(
         default="",
-        help="45m, 290m, twin, 2b4t, a preset or a checkpoint's folder; serve: its name there; empty for the usual one",
+        help="45m, 290m, twin, 2b4t, a preset or a checkpoint's folder; empty for the usual one; serve: what the "
+        "server calls it, or NAME,NAME of both servers",
     )
     recipe: tuple[str, ...] = arg(default=(), help="numbers to compute in: bf16, fp32, int8, int4; empty for the usual")
     against: tuple[str, ...] = arg(
@@ -86,7 +87,7 @@ class Inputs:
     save: str = arg(default="", help="also write the report to this file, as JSON lines")
 
     def __post_init__(self) -> None:
-        for field in ("rounds", "batch", "steps", "count"):
+        for field in ("rounds", "batch", "steps", "requests", "count"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: give at least 1")
         self._require_users()

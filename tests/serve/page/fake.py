@@ -33,6 +33,8 @@ class Fake:
         self.left = threading.Event()
         """A reader left before the end."""
         self.key = ""
+        self.n_prompt: Callable[[dict[str, Any]], int] = lambda request: 20
+        """tokens of a request's prompt"""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -89,11 +91,11 @@ class Fake:
                 self.send_header("Content-Type", "text/event-stream")
                 self.end_headers()
                 try:
-                    self.stream(first, pieces)
+                    self.stream(first, pieces, fake.n_prompt(request))
                 except OSError:
                     fake.left.set()
 
-            def stream(self, first: Piece, pieces: Iterator[Piece]) -> None:
+            def stream(self, first: Piece, pieces: Iterator[Piece], n_prompt: int) -> None:
                 n = 0
                 self.send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
                 for piece in (first, *()), pieces:
@@ -107,7 +109,7 @@ class Fake:
                         self.send({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
                 self.send({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
                 details = {"cached_tokens": 7}
-                usage = {"prompt_tokens": 20, "completion_tokens": n, "prompt_tokens_details": details}
+                usage = {"prompt_tokens": n_prompt, "completion_tokens": n, "prompt_tokens_details": details}
                 usage["completion_tokens_details"] = {"reasoning_tokens": 3}
                 usage["cache"] = {"state_bytes": 3 << 19, "kv_bytes": 5 << 10}
                 self.send({"choices": [], "usage": usage})

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from plait.cli.bench import Inputs
 from plait.cli.benches.serve_client import DIALECTS, Heard, ServerError, Target, get, hear
-from plait.cli.benches.serve_figures import Level, Round, add_level, draw, summed
+from plait.cli.benches.serve_figures import Level, Round, add_level, draw, summed, table
 from plait.cli.benches.serve_load import Mix, Tokens, arrivals, closed_loop, open_loop, text_of
+from plait.cli.drawing import Drawn, render
 from plait.report import Report, provenance
 from plait.train.metrics import write_whole
 
@@ -29,10 +30,11 @@ def measure(inputs: Inputs) -> Report:
     mix = Mix.read(inputs.mix)
     levels = [Level(rate=rate) for rate in inputs.rate] + [Level(askers=n) for n in inputs.concurrency]
     levels = levels or [Level(askers=n) for n in (1, 2, 4, 8)]
-    report = Report(f"serve, {inputs.mix}, {inputs.requests} requests per load", provenance=provenance(inputs.seed))
+    report = Drawn(f"serve, {inputs.mix}, {inputs.requests} requests per load", provenance=provenance(inputs.seed))
     rounds = asyncio.run(_measure(inputs, mix, levels, report))
     for level in levels:
         add_level(report, level, rounds[level.name])
+    report.drawing = render(report.title, "", table(levels, rounds), *_ratios(report))
     if inputs.chart:
         path = Path(inputs.chart)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,28 +78,43 @@ async def met(name: str, url: str, inputs: Inputs, mix: Mix, report: Report) -> 
 
     Raises: ServerError if it does not serve; ValueError if its context is too short for the mix.
     """
-    target = Target(url=url, name=name, key=inputs.key, api=inputs.api, patience_s=inputs.patience)
-    try:
-        entries = (await get(target, "/v1/models")).get("data")
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ServerError(f"{url} does not answer: {error or type(error).__name__}") from None
-    if not isinstance(entries, list) or not entries:
-        raise ServerError(f"{url}/v1/models names no model")
-    model = inputs.model or str(entries[0]["id"])
-    room = next((one.get("max_model_len") for one in entries if one["id"] == model), None)
-    if isinstance(room, int) and mix.longest > room:
+    model, room = await _model(name, url, inputs)
+    if room is not None and mix.longest > room:
         raise ValueError(f"mix={inputs.mix!r} needs {mix.longest} tokens of context; {url} has {room}")
+    target = Target(url=url, name=name, key=inputs.key, model=model, api=inputs.api, patience_s=inputs.patience)
     report.add(f"{name} model", model)
     report.add(f"{name} url", url)
     said = []
     for dialect in DIALECTS:
-        tried = replace(target, model=model, dialect=dialect)
+        tried = replace(target, dialect=dialect)
         heard = await hear(tried, text_of(8, inputs.seed), 24)
         if not heard.error and (heard.tokens == 24 or dialect == "none"):
             report.add(f"{name} answers have the length that was asked for", heard.tokens == 24)
             return tried
         said.append(f"{dialect}: {heard.error or f'{heard.tokens} of 24 tokens'} {heard.text[:160]}".strip())
     raise ServerError(f"{url} does not answer a first question: {'; '.join(said)}")
+
+
+async def _model(name: str, url: str, inputs: Inputs) -> tuple[str, int | None]:
+    """What a server calls its model, and how many tokens that takes, if it says so."""
+    wanted = inputs.model.split(",")
+    model = wanted[-1 if name == "against" else 0]
+    target = Target(url=url, name=name, key=inputs.key)
+    try:
+        entries = (await get(target, "/v1/models")).get("data")
+    except (OSError, ValueError, EOFError, TimeoutError, ServerError) as error:
+        # some servers only list what they have in a cache of their own
+        if model:
+            log.warning("%s lists no models (%s); asking for %s", url, error, model)
+            return model, None
+        words = error or type(error).__name__
+        raise ServerError(f"{url}/v1/models does not answer ({words}); is it there? --model names one") from None
+    known = {str(one["id"]): one.get("max_model_len") for one in entries} if isinstance(entries, list) else {}
+    if not model and not known:
+        raise ServerError(f"{url}/v1/models names no model; --model does")
+    model = model or next(iter(known))
+    room = known.get(model)
+    return model, room if isinstance(room, int) else None
 
 
 async def sized(target: Target, report: Report) -> Tokens:
@@ -123,6 +140,12 @@ async def _add_agreement(report: Report, targets: dict[str, Target]) -> None:
     same = next((i for i, (a, b) in enumerate(zip(*said, strict=False)) if a != b), min(map(len, said)))
     report.add("greedy answers agree", said[0] == said[1])
     report.add("characters until they differ", same)
+
+
+def _ratios(report: Report) -> list[str]:
+    """Facts that compare two servers, as lines."""
+    facts = [fact for fact in report.facts if "server / against" in fact.name and isinstance(fact.value, float)]
+    return ["", *(f"{fact.name}: {fact.value:.3g} times" for fact in facts)] if facts else []
 
 
 def hash_of(seed: int, *parts: object) -> int:

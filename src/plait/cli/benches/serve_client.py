@@ -113,26 +113,30 @@ async def _listen(target: Target, body: dict[str, object], heard: Heard) -> None
             words = b"".join([part async for part in connection.body()])[:300].decode(errors="replace")
             heard.text, heard.error = words, REFUSED if heard.status in (429, 503) else f"status {heard.status}"
             return
+        has_ended = False
         async for line in _lines(connection.body()):
             if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
             if data == b"[DONE]":
                 return
-            _take(heard, json.loads(data))
+            has_ended = _take(heard, json.loads(data)) or has_ended
             if heard.error:
                 return
-    if not heard.text and not heard.tokens:
-        heard.error = "empty"
+    if not has_ended:
+        heard.error = "cut off"
 
 
-def _take(heard: Heard, event: dict) -> None:
+def _take(heard: Heard, event: dict) -> bool:
+    """Note what an event tells; whether the answer says that it is complete."""
+    has_ended = False
     if event.get("error"):
         heard.error = f"error: {str(event['error'])[:100]}"
-        return
+        return has_ended
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or choice
         text = (delta.get("content") or delta.get("text") or "") + (delta.get("reasoning_content") or "")
+        has_ended = has_ended or bool(choice.get("finish_reason"))
         if text:
             heard.pieces_s.append(time.perf_counter())
             heard.text += text
@@ -141,6 +145,7 @@ def _take(heard: Heard, event: dict) -> None:
         heard.tokens = usage.get("completion_tokens") or 0
         heard.prompt_tokens = usage.get("prompt_tokens") or 0
         heard.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return has_ended
 
 
 async def _whole(target: Target, method: str, path: str) -> tuple[int, bytes]:

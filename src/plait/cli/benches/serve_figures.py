@@ -11,6 +11,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+from rich.table import Table
 
 from plait.cli.benches.picture import picture
 from plait.cli.benches.serve_client import REFUSED, Heard
@@ -20,6 +23,11 @@ from plait.report import Report
 
 SHARES = (0.5, 0.9, 0.99)
 UNITS = {"output tokens/s": "tokens/s", "input tokens/s": "tokens/s", "requests/s": "requests/s"}
+HEADS = "load|server|answers|refused|failed|tokens/s|first ms p50|p99|next ms p50|p99".split("|")
+CURVES = {
+    "time to first token": "ms to the first token: median, and thin the 99th percentile",
+    "time between tokens": "ms between tokens: median, and thin the 99th percentile",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,7 @@ class Round:
     ends: dict[str, int] = field(default_factory=dict)
     prompt_tokens: float = 0.0
     answer_tokens: float = 0.0
+    cached_tokens: float = 0.0
 
 
 def summed(heard: Sequence[Heard]) -> Round:
@@ -57,6 +66,7 @@ def summed(heard: Sequence[Heard]) -> Round:
     took = max(one.pieces_s[-1] for one in whole) - min(one.due_s for one in heard)
     n_tokens = sum(one.tokens for one in whole)
     found.prompt_tokens = statistics.mean(one.prompt_tokens for one in whole)
+    found.cached_tokens = statistics.mean(one.cached_tokens for one in whole)
     found.answer_tokens = n_tokens / len(whole)
     found.figures["output tokens/s"] = n_tokens / took
     found.figures["input tokens/s"] = sum(one.prompt_tokens for one in whole) / took
@@ -65,7 +75,7 @@ def summed(heard: Sequence[Heard]) -> Round:
     kinds = {
         "time to first token": [one.pieces_s[0] - one.due_s for one in whole],
         "time between tokens": [(one.pieces_s[-1] - one.pieces_s[0]) / (one.tokens - 1) for one in several],
-        "longest gap": [max(map(float.__sub__, one.pieces_s[1:], one.pieces_s), default=0.0) for one in several],
+        "longest gap": [max(b - a for a, b in pairwise([one.pieces_s[0], *one.pieces_s])) for one in several],
         "time to the end": [one.pieces_s[-1] - one.due_s for one in whole],
     }
     for kind, values in kinds.items():
@@ -101,6 +111,8 @@ def add_level(report: Report, level: Level, sides: dict[str, list[Round]]) -> No
         done = [one for one in rounds if one.figures]
         if done:
             report.add(f"{where} prompt, mean", statistics.mean(one.prompt_tokens for one in done), "tokens")
+            cached = statistics.mean(one.cached_tokens for one in done)
+            report.add(f"{where} prompt from a cache, mean", cached, "tokens")
             report.add(f"{where} answer, mean", statistics.mean(one.answer_tokens for one in done), "tokens")
             for figure in done[0].figures:
                 values = [one.figures[figure] for one in done if figure in one.figures]
@@ -117,7 +129,7 @@ def draw(levels: Sequence[Level], rounds: dict[str, dict[str, list[Round]]]) -> 
     """Throughput against latency as one SVG: a line per server, its median and, fainter, its 99th percentile."""
     x = Axis(label="output tokens/s", from_zero=True)
     charts = []
-    for kind, label in (("time to first token", "ms to the first token"), ("time between tokens", "ms between tokens")):
+    for kind, label in CURVES.items():
         series: list[Series] = []
         names = list(next(iter(rounds.values())))
         for i, name in enumerate(names):
@@ -138,3 +150,21 @@ def draw(levels: Sequence[Level], rounds: dict[str, dict[str, list[Round]]]) -> 
 def _median(rounds: Sequence[Round], figure: str) -> float:
     values = [one.figures[figure] for one in rounds if figure in one.figures]
     return statistics.median(values) if values else 0.0
+
+
+def table(levels: Sequence[Level], rounds: dict[str, dict[str, list[Round]]]) -> Table:
+    """The figures that matter most: a row per load and server, medians over the rounds."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for head in HEADS:
+        drawn.add_column(head, justify="left" if head in ("load", "server") else "right")
+    for level in levels:
+        for i, (name, several) in enumerate(rounds[level.name].items()):
+            whole, refused = (sum(one.ends.get(end, 0) for one in several) for end in ("whole", REFUSED))
+            failed = sum(sum(one.ends.values()) for one in several) - whole - refused
+            figures = [
+                _median(several, figure)
+                for figure in ("output tokens/s", *(f"{kind} p{share}" for kind in CURVES for share in (50, 99)))
+            ]
+            row = [level.name if i == 0 else "", name, str(whole), str(refused), str(failed)]
+            drawn.add_row(*row, *(f"{value:,.1f}" if whole else "-" for value in figures))
+    return drawn
