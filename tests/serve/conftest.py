@@ -21,12 +21,12 @@ from plait.serve.app import application
 from plait.serve.keys import Keys
 from plait.serve.limits import Limits
 from plait.serve.served import House, Served
-from plait.serve.server import Server, address_of, bind
+from plait.serve.server import Alone, Server, address_of, bind
 from plait.text.bpe import train_bpe
 from plait.text.tokenizer import Tokenizer
 
 WORDS = "the quick brown fox jumps over the lazy dog; ein süßer Bär läuft über die Straße. 你好，世界 🦊🐻 " * 3
-CONTEXT = 512
+CONTEXT = 1024
 
 
 @dataclass(slots=True)
@@ -56,12 +56,12 @@ def run_server(
     """Start a server and wait until it listens."""
     house = House(limits or Limits(context=CONTEXT), keys or Keys())
     sock = bind("127.0.0.1", 0)
-    server = Server(house, application(house, "0", **settings), sock, drain_s)
+    server = Server(Alone(house, load), application(house, "0", **settings), sock, drain_s)
     running = Running(address_of(sock), house, server, threading.Thread())
 
     def run() -> None:
         try:
-            server.run(load)
+            server.run()
         except BaseException as error:
             running.errors.append(error)
 

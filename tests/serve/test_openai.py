@@ -1,10 +1,19 @@
 """OpenAI's official client against a server over a tiny model."""
 
+import json
 import math
+from collections.abc import Iterator
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from tests.serve.conftest import WORDS, run_server, wait_until
+
+from plait.engine.worker import Worker
+from plait.serve.limits import Limits
+from plait.serve.served import Served
+from plait.text.bpe import train_bpe
+from plait.text.chat import CHATML
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "the quick brown"}]
 
@@ -86,14 +95,8 @@ def test_completions_stream(client: openai.OpenAI) -> None:
 
 
 def test_log_probabilities_are_told(client: openai.OpenAI) -> None:
-    chat = (
-        client.chat.completions.create(
-            model="tiny", messages=ASK, max_tokens=6, temperature=0, logprobs=True, top_logprobs=3, ignore_eos=True
-        )
-        if False
-        else client.chat.completions.create(
-            model="tiny", messages=ASK, max_tokens=6, temperature=0, logprobs=True, top_logprobs=3
-        )
+    chat = client.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=6, temperature=0, logprobs=True, top_logprobs=3
     )
     entries = chat.choices[0].logprobs.content
     assert entries and len(entries) == chat.usage.completion_tokens
@@ -147,3 +150,97 @@ def test_tokenize_and_detokenize_are_inverse(live) -> None:
     assert httpx.post(f"{live.url}/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": text}
     chat = httpx.post(f"{live.url}/tokenize", json={"messages": ASK}).json()
     assert chat["count"] > 3
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "legs": {"enum": [2, 4]}},
+    "required": ["name", "legs"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "count_legs", "description": "Count.", "parameters": SCHEMA}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_matches_its_schema(client: openai.OpenAI, stream: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA, "strict": True}}
+    found = client.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=300, seed=3, response_format=form, stream=stream
+    )
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in found)
+    else:
+        assert found.choices[0].finish_reason == "stop"
+        text = found.choices[0].message.content
+    value = json.loads(text)
+    assert set(value) == {"name", "legs"} and value["legs"] in (2, 4) and len(value["name"]) <= 5
+
+
+def test_an_answer_is_one_of_the_choices(client: openai.OpenAI) -> None:
+    more = {"structured_outputs": {"choice": ["fox", "bear"]}}
+    found = client.completions.create(model="tiny", prompt="the", max_tokens=50, extra_body=more)
+    assert found.choices[0].text in ("fox", "bear")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "count_legs"}}])
+def test_tools_are_called(client: openai.OpenAI, choice) -> None:
+    asked = {"model": "tiny", "messages": ASK, "max_tokens": 300, "seed": 5, "tools": [TOOL], "tool_choice": choice}
+    asked["parallel_tool_calls"] = False
+    whole = client.chat.completions.create(**asked).choices[0]
+    (call,) = whole.message.tool_calls
+    assert whole.finish_reason == "tool_calls" and call.function.name == "count_legs"
+    assert json.loads(call.function.arguments)["legs"] in (2, 4)
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+    pieces = [piece for chunk in chunks for piece in chunk.delta.tool_calls or ()]
+    assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
+    assert pieces[0].function.name == "count_legs" and chunks[-1].finish_reason == "tool_calls"
+    # what was called and what it gave can be told
+    turns = [*ASK, whole.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "4"}]
+    again = client.chat.completions.create(model="tiny", messages=turns, max_tokens=3, tools=[TOOL])
+    assert again.usage.prompt_tokens > 10
+
+
+def test_a_response_calls_tools(client: openai.OpenAI) -> None:
+    tool = {**TOOL["function"], "type": "function"}
+    asked = {"model": "tiny", "input": "the", "max_output_tokens": 300, "tools": [tool], "tool_choice": "required"}
+    found = client.responses.create(**asked, parallel_tool_calls=False)
+    (call,) = [item for item in found.output if item.type == "function_call"]
+    assert call.name == "count_legs" and json.loads(call.arguments)["legs"] in (2, 4)
+    kinds = [event.type for event in client.responses.create(**asked, parallel_tool_calls=False, stream=True)]
+    assert "response.function_call_arguments.done" in kinds and kinds[-1] == "response.completed"
+
+
+@pytest.fixture(scope="module")
+def thinker(tiny_engine) -> Iterator[openai.OpenAI]:
+    """A model whose template lets it reason, and opens that itself."""
+    engine = tiny_engine()
+    opening = "{{- '<|im_start|>assistant\\n' + ('<think>\\n' if enable_thinking | default(true) else '') }}"
+    engine.tokenizer = train_bpe([WORDS], 340)
+    engine.tokenizer.chat_template = CHATML.partition("{%- if add_generation_prompt")[0] + opening
+    running = run_server(lambda: Served.of(Worker(engine), "tiny", 4096), Limits())
+    wait_until(lambda: running.house.phase == "ready")
+    yield running.client
+    running.stop()
+
+
+def test_reasoning_comes_apart_from_the_answer_and_within_its_budget(thinker: openai.OpenAI) -> None:
+    asked = {"model": "tiny", "messages": ASK, "max_tokens": 600, "seed": 1, "extra_body": {"thinking_token_budget": 5}}
+    found = thinker.chat.completions.create(**asked)
+    message = found.choices[0].message
+    n = found.usage.completion_tokens_details.reasoning_tokens
+    assert 0 < n <= 505 and message.reasoning_content
+    assert found.usage.completion_tokens > n and "think>" not in message.content
+    deltas = [chunk.choices[0].delta for chunk in thinker.chat.completions.create(**asked, stream=True)]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == message.reasoning_content
+    assert "".join(delta.content or "" for delta in deltas) == message.content
+    items = thinker.responses.create(
+        model="tiny", input="the quick brown", max_output_tokens=600, extra_body={"thinking_token_budget": 5}
+    ).output
+    assert [item.type for item in items][:1] == ["reasoning"]
+
+
+def test_reasoning_can_be_turned_off(thinker: openai.OpenAI) -> None:
+    for more in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
+        found = thinker.chat.completions.create(model="tiny", messages=ASK, max_tokens=5, extra_body=more)
+        assert not getattr(found.choices[0].message, "reasoning_content", None)
+        assert found.usage.completion_tokens_details.reasoning_tokens == 0

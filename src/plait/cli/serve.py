@@ -2,9 +2,10 @@
 
 import logging
 import os
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,18 +13,35 @@ from plait import __version__
 from plait.cli.drawing import count, size
 from plait.cli.launch import arg
 from plait.config import bytes_of
+from plait.engine.core import Limits as CacheLimits
 from plait.engine.engine import Engine
 from plait.engine.request import FinishReason
 from plait.engine.worker import Worker
 from plait.formats.checkpoint import load
-from plait.model.hybrid import Hybrid
 from plait.report import Report
 from plait.text.reasoning import switch_of
 
 if TYPE_CHECKING:
     from plait.serve.metrics import Metrics
+    from plait.serve.served import Served
 
 log = logging.getLogger("plait.serve")
+
+# what figures may name in front of a fleet
+PATHS = (
+    "/",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/openapi.json",
+    "/v1/sessions",
+)
 
 EXAMPLE = """plait serve path/to/checkpoint      (then open http://127.0.0.1:8000)
   plait serve path/to/checkpoint --port 9000 --recipe int8 --context 32768 --api-key-file keys.txt
@@ -56,15 +74,18 @@ class Inputs:
     max_body: str = arg(default="4MiB", help="size of a request")
     timeout: float = arg(default=600.0, help="seconds for one request, waiting included")
     drain: float = arg(default=60.0, help="seconds for requests to end after a signal to stop")
-    prefill_chunk: int = arg(default=2048, help="tokens of prompts per pass; bounds memory")
+    cache: str = arg(default="1GiB", help="memory for states, keys and values, and known prefixes")
     dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
     recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
-    device: str = arg(default="auto", help="cpu, cuda, cuda:1 ...; auto is the GPU if there is one")
+    device: tuple[str, ...] = arg(
+        default=("auto",), help="cpu, cuda:1 ...; auto is a GPU if there is one; of each replica"
+    )
     sessions: Path | None = arg(default=None, help="folder in which conversations are kept; without it none are")
     replicas: int = arg(default=1, help="engines behind the one address, a process each")
+    replica: int = arg(default=0, help="which of them this process is; set by the one in front")
 
     def __post_init__(self) -> None:
-        counts = ("max_batch", "max_answers", "timeout", "drain", "prefill_chunk", "replicas")
+        counts = ("max_batch", "max_answers", "timeout", "drain", "replicas")
         for field in (*counts, *(f for f in ("context", "max_tokens") if getattr(self, f) is not None)):
             if not getattr(self, field) > 0:
                 raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be above 0")
@@ -75,6 +96,10 @@ class Inputs:
         if not self.checkpoint.exists():
             raise FileNotFoundError(2, os.strerror(2), str(self.checkpoint))
 
+    def device_of(self, replica: int) -> str:
+        """Where a replica runs: the devices in turn."""
+        return self.device[replica % len(self.device)]
+
     @property
     def model_name(self) -> str:
         """What requests call the model."""
@@ -84,12 +109,14 @@ class Inputs:
 def run(inputs: Inputs) -> Report:
     """Serve until a signal; the report says how it went."""
     try:
-        from plait.serve.app import LOOPBACK, application
+        from plait.serve.app import LOOPBACK, application, opened
+        from plait.serve.fleet import Fleet
+        from plait.serve.frame import Frame
         from plait.serve.keys import Keys
         from plait.serve.limits import Limits
+        from plait.serve.relay import Relay
         from plait.serve.served import House, Served
-        from plait.serve.server import Server, address_of, bind
-        from plait.serve.sessions import Sessions
+        from plait.serve.server import Alone, Server, address_of, bind
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error.name} is missing; pip install 'plait[serve]'", name=error.name) from None
     keys = Keys.open(inputs.api_key or os.environ.get("PLAIT_API_KEY") or None, inputs.api_key_file)
@@ -100,11 +127,9 @@ def run(inputs: Inputs) -> Report:
         seconds=inputs.timeout,
         open=inputs.max_batch + inputs.max_waiting,
     )
-    house = House(limits, keys)
     is_local = inputs.socket is not None or inputs.host in (*LOOPBACK, "::1")
     # a stranger's page can make its own name point here; a key, or a name that is not ours, keeps it out
     hosts = {*LOOPBACK, inputs.host, *inputs.hosts} if is_local and not keys.are_needed and not inputs.socket else ()
-    app = application(house, __version__, hosts=hosts, origins=inputs.origins)
     sock = bind(inputs.host, inputs.port, inputs.socket)
     address = address_of(sock)
     log.info("%s: loading %s; /ready says when it is done", address, inputs.checkpoint)
@@ -112,22 +137,66 @@ def run(inputs: Inputs) -> Report:
         log.warning("anybody who reaches %s may use it; --api-key or --api-key-file asks for a key", address)
     began = time.perf_counter()
 
-    def served() -> Served:
-        model = load(inputs.checkpoint, device=inputs.device, dtype=inputs.dtype, recipe=inputs.recipe)
-        context = inputs.context or model.config.max_context
-        engine = Engine(model, max_batch=inputs.max_batch, prefill_chunk=inputs.prefill_chunk)
-        sessions = None if inputs.sessions is None else Sessions(inputs.sessions, engine)
-        return Served.of(Worker(engine), inputs.model_name, context, facts(engine), sessions)
-
-    def opened(found: Served) -> None:
-        for line in story(found.worker.engine.model, found.context, inputs):
-            log.info("%s", line)
+    def tell() -> None:
         log.info(
             "ready after %.1f s: %s (the chat page), %s/v1 (OpenAI)", time.perf_counter() - began, address, address
         )
 
-    Server(house, app, sock, inputs.drain).run(served, opened)
+    def tell_of(found: Served) -> None:
+        for line in story(found.worker.engine, found.context, inputs):
+            log.info("%s", line)
+        tell()
+
+    if inputs.replicas > 1:
+        threads = max((os.cpu_count() or 1) // inputs.replicas, 1)
+        house = relay = Relay(Fleet(replica_command(inputs), inputs.replicas, threads), limits, keys, tell)
+        life, app = relay, Frame(opened(relay, inputs.origins), relay, hosts, PATHS)
+    else:
+        house = House(limits, keys)
+        life = Alone(house, lambda: serve_one(inputs), tell_of)
+        app = application(house, __version__, hosts=hosts, origins=inputs.origins)
+    Server(life, app, sock, inputs.drain).run()
     return report(f"serve {inputs.checkpoint}", house.metrics)
+
+
+def serve_one(inputs: Inputs) -> "Served":
+    """Load the model, and start its engine."""
+    from plait.serve.served import Served
+    from plait.serve.sessions import Sessions
+
+    model = load(inputs.checkpoint, device=inputs.device_of(inputs.replica), dtype=inputs.dtype, recipe=inputs.recipe)
+    engine = Engine(model, limits=CacheLimits(cache_bytes=bytes_of(inputs.cache), max_running=inputs.max_batch))
+    room = engine.capacity
+    context = inputs.context or min(model.config.max_context, room or model.config.max_context)
+    if room is not None and context > room:
+        raise ValueError(
+            f"--context {context}: a cache of {inputs.cache} holds {room} tokens; give it more with --cache"
+        )
+    sessions = None if inputs.sessions is None else Sessions(inputs.sessions, engine)
+    return Served.of(Worker(engine), inputs.model_name, context, facts(engine), sessions)
+
+
+def replica_command(inputs: Inputs) -> Callable[[int, Path], list[str]]:
+    """The words that start a replica: ours, but with a socket of its own, and no keys, which are asked for in front."""
+    ours = (
+        "host",
+        "port",
+        "socket",
+        "api_key",
+        "api_key_file",
+        "hosts",
+        "origins",
+        "replicas",
+        "replica",
+        "checkpoint",
+    )
+    words = [sys.executable, "-m", "plait", "serve", str(inputs.checkpoint), "--name", inputs.model_name]
+    for field in fields(inputs):
+        value = getattr(inputs, field.name)
+        if field.name not in (*ours, "name") and value not in (None, field.default):
+            shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += ["--" + field.name.replace("_", "-"), shown]
+    return lambda index, socket: [*words, "--socket", str(socket), "--replica", str(index)]
 
 
 def facts(engine: Engine) -> Mapping[str, object]:
@@ -143,8 +212,9 @@ def facts(engine: Engine) -> Mapping[str, object]:
     }
 
 
-def story(model: Hybrid, context: int, inputs: Inputs) -> list[str]:
+def story(engine: Engine, context: int, inputs: Inputs) -> list[str]:
     """What runs, in lines for the log."""
+    model, load = engine.model, engine.load()
     config, cost, width = model.config, model.config.cost(), model.recipe.compute.itemsize
     state = cost.ssm_numbers * 4 + cost.conv_numbers * width
     kv = cost.kv_numbers_per_token * width
@@ -152,7 +222,9 @@ def story(model: Hybrid, context: int, inputs: Inputs) -> list[str]:
         f"{inputs.model_name}: {config.pattern}, {count(cost.params)} parameters, "
         f"{model.recipe.name} on {model.device}, computing in {str(model.recipe.compute).removeprefix('torch.')}",
         f"an answer holds {size(state)} of state and {size(kv)} per token: {size(state + kv * context)} at {context:,} "
-        f"tokens; {inputs.max_batch} answers at one time, {inputs.max_waiting} may wait",
+        f"tokens",
+        f"a cache of {inputs.cache} has {load.slots_total:,} slots of state and {load.pages_total:,} pages of "
+        f"{load.page_tokens} tokens; {inputs.max_batch} answers at one time, {inputs.max_waiting} may wait",
     ]
 
 

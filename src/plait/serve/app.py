@@ -60,12 +60,15 @@ def application(
         *more,
     ]
     paths = [route.path for route in routes if isinstance(route, Route)]
-    app: ASGIApp = Router(routes, redirect_slashes=False)
-    if origins:
-        app = CORSMiddleware(
-            app, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], max_age=600
-        )
-    return Frame(app, house, hosts, paths)
+    return Frame(opened(Router(routes, redirect_slashes=False), origins), house, hosts, paths)
+
+
+def opened(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let web pages of some other origins ask; of none, by default."""
+    if not origins:
+        return app
+    methods = ["GET", "POST", "DELETE"]
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=methods, allow_headers=["*"], max_age=600)
 
 
 async def _page(request: Request) -> Response:

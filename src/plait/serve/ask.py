@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plait.engine.request import Request, Sampling
-from plait.serve.constrain import constraint_of
+from plait.serve.constrain import constraint_of, tools_of
 from plait.serve.error import RequestError
 from plait.serve.limits import Limits
 from plait.serve.protocol import ChatBody, CompletionBody, Message, Part, Sampled
@@ -142,11 +142,10 @@ def chat_ids(body: ChatBody, messages: Sequence[Mapping[str, object]], served: S
         thinks = body.reasoning_effort != "none" if thinks is None else thinks
     if not isinstance(thinks, bool | None):
         raise RequestError(f"enable_thinking is {thinks!r}, expected true or false", "chat_template_kwargs")
-    tools = [{"type": "function", "function": _function(tool.function)} for tool in body.tools]
     return message_ids(
         messages,
         served,
-        tools=tools if tools and body.tool_choice != "none" else None,
+        tools=tools_of(body) if body.tools and body.tool_choice != "none" else None,
         thinks=thinks,
         switches=switches,
     )
@@ -295,11 +294,6 @@ def _ids(prompt: str | tuple[int, ...], served: Served, where: str) -> list[int]
     if not ids:
         raise RequestError(f"{where} is empty; a model needs at least one token to continue", where)
     return ids
-
-
-def _function(function: object) -> dict[str, object]:
-    names = ("name", "description", "parameters")
-    return {name: value for name in names if (value := getattr(function, name)) not in ("", {})}
 
 
 def _arguments(arguments: str | dict[str, object]) -> object:

@@ -1,88 +1,49 @@
 """Answers of /v1/chat/completions: one object, or chunks of it."""
 
 import time
-import uuid
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from plait.engine.request import FinishReason, Logprob
 from plait.engine.sequence import Delta
 from plait.serve.ask import Asked
+from plait.serve.constrain import tools_of
 from plait.serve.door import Event
 from plait.serve.protocol import ChatBody
 from plait.serve.served import Served
 from plait.serve.spelling import chat_logprob
 from plait.serve.usage import Tally
-
-
-class CallPiece(Protocol):
-    """A bit of a call: which of the answer's calls, its name with its first bit, and more of its arguments."""
-
-    index: int
-    name: str | None
-    arguments: str
-
-
-class Calls(Protocol):
-    """Takes the text of an answer apart into content and calls of functions."""
-
-    def add(self, text: str) -> tuple[str, list[CallPiece]]:
-        """Take more of the text; what of it is certain."""
-        ...
-
-    def finish(self) -> tuple[str, list[CallPiece]]:
-        """What was held back."""
-        ...
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of a function, as far as it is known."""
-
-    id: str
-    name: str
-    arguments: str = ""
-
-    def to_dict(self) -> dict[str, object]:
-        """OpenAI's object."""
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+from plait.text.chat import CHATML
+from plait.text.tools import ToolCall, ToolStream, format_of
 
 
 @dataclass(slots=True)
 class Answer:
     """One answer as far as it has come. logprobs: None if not asked for."""
 
-    calls_of: Calls | None = None
+    parted: ToolStream | None = None
     content: str = ""
     reasoning: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     reason: str | None = None
 
-    def add(self, delta: Delta) -> tuple[str, list[tuple[int, Call | str]]]:
-        """Take a piece; returns new content, and of calls either a new one or more of its arguments."""
-        text, pieces = delta.text, []
-        if self.calls_of is not None:
-            text, pieces = self.calls_of.add(delta.text)
+    def add(self, delta: Delta) -> tuple[str, list[ToolCall]]:
+        """Take a piece; returns what of its text is content, and the calls that it completes."""
+        text, calls = delta.text, []
+        if self.parted is not None:
+            text, calls = self.parted.add(delta.text)
             if delta.finish_reason is not None:
-                more, last = self.calls_of.finish()
-                text, pieces = text + more, [*pieces, *last]
+                rest, more = self.parted.finish()
+                text, calls = text + rest, [*calls, *more]
         self.content += text
         self.reasoning += delta.reasoning
+        self.calls += calls
         self.logprobs += [found for found in delta.logprobs or () if isinstance(found, Logprob)]
-        told: list[tuple[int, Call | str]] = []
-        for piece in pieces:
-            if piece.index == len(self.calls):
-                self.calls.append(Call(f"call_{uuid.uuid4().hex[:24]}", piece.name or "", piece.arguments))
-                told.append((piece.index, self.calls[-1]))
-            else:
-                self.calls[piece.index].arguments += piece.arguments
-                told.append((piece.index, piece.arguments))
         if delta.finish_reason is not None:
             self.reason = "length" if delta.finish_reason is FinishReason.LENGTH else "stop"
             if self.calls and self.reason == "stop":
                 self.reason = "tool_calls"
-        return text, told
+        return text, calls
 
     def message(self) -> dict[str, object]:
         """All of it as a message of a conversation."""
@@ -90,7 +51,7 @@ class Answer:
         if self.reasoning:
             found["reasoning_content"] = self.reasoning
         if self.calls:
-            found |= {"content": self.content or None, "tool_calls": [call.to_dict() for call in self.calls]}
+            found |= {"content": self.content or None, "tool_calls": [_called(call) for call in self.calls]}
         return found
 
 
@@ -102,7 +63,7 @@ class ChatForm:
     def __init__(self, body: ChatBody, served: Served, asked: Asked, request_id: str) -> None:
         self._body, self._served = body, served
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": served.name}
-        self._answers = [Answer(calls_of(body, served)) for _ in range(body.n)]
+        self._answers = [Answer(parted_by(body, served)) for _ in range(body.n)]
         self._tally = Tally()
 
     def begin(self) -> list[Event]:
@@ -112,18 +73,15 @@ class ChatForm:
     def add(self, prompt: int, delta: Delta) -> list[Event]:
         """Chunks of what is new."""
         answer = self._answers[delta.index]
-        text, told = answer.add(delta)
+        text, calls = answer.add(delta)
         self._tally.add(prompt, delta.index, delta.usage)
         said: dict[str, object] = {}
         if delta.reasoning:
             said["reasoning_content"] = delta.reasoning
         if text:
             said["content"] = text
-        if told:
-            said["tool_calls"] = [
-                {"index": i} | (new.to_dict() if isinstance(new, Call) else {"function": {"arguments": new}})
-                for i, new in told
-            ]
+        if calls:
+            said["tool_calls"] = [{"index": call.index} | _called(call) for call in calls]
         if not said and delta.finish_reason is None and not delta.logprobs:
             return []
         found = [each for each in delta.logprobs or () if isinstance(each, Logprob)]
@@ -166,6 +124,13 @@ class ChatForm:
         return {**self._head, "object": kind, **more}
 
 
-def calls_of(body: ChatBody, served: Served) -> Calls | None:
+def parted_by(body: ChatBody, served: Served) -> ToolStream | None:
     """What takes calls out of an answer, if any may come."""
-    return None
+    form = format_of(served.tokenizer.chat_template or CHATML)
+    if form is None or not body.tools or body.tool_choice == "none":
+        return None
+    return ToolStream(form, tools_of(body))
+
+
+def _called(call: ToolCall) -> dict[str, object]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 
 from plait.engine.constraint import Constraint, of_choices, of_schema
+from plait.engine.tool_choice import of_tools
 from plait.serve.error import RequestError
-from plait.serve.protocol import ChatBody, ResponseFormat, Sampled, StructuredOutputs
+from plait.serve.protocol import ChatBody, ResponseFormat, Sampled, StructuredOutputs, ToolChoice
 from plait.serve.schema import parse
 from plait.serve.served import Served
+from plait.text.chat import CHATML
+from plait.text.tools import format_of
 
 
 def constraint_of(body: Sampled, served: Served) -> Constraint | None:
@@ -23,7 +26,33 @@ def constraint_of(body: Sampled, served: Served) -> Constraint | None:
         return tried(lambda: _of_format(wanted), served, "response_format")
     if outputs is not None:
         return tried(lambda: _of_outputs(outputs), served, "structured_outputs")
+    if isinstance(body, ChatBody) and body.tool_choice not in ("auto", "none"):
+        return _of_choice(body, served)
     return None
+
+
+def tools_of(body: ChatBody) -> list[dict[str, object]]:
+    """The tools of a request as templates read them."""
+    names = ("name", "description", "parameters")
+    return [
+        {
+            "type": "function",
+            "function": {name: value for name in names if (value := getattr(tool.function, name)) not in ("", {})},
+        }
+        for tool in body.tools
+    ]
+
+
+def _of_choice(body: ChatBody, served: Served) -> Constraint:
+    """That functions must be called, in the model's own notation."""
+    form = format_of(served.tokenizer.chat_template or CHATML)
+    if form is None:
+        raise RequestError("this model's template writes no calls", "tool_choice")
+    name = body.tool_choice.function.name if isinstance(body.tool_choice, ToolChoice) else None
+    several = body.parallel_tool_calls
+    return tried(
+        lambda: of_tools(served.tokenizer, form, tools_of(body), name=name, several=several), served, "tool_choice"
+    )
 
 
 def tried(make: Callable[[], Constraint], served: Served, field: str) -> Constraint:
@@ -34,7 +63,8 @@ def tried(make: Callable[[], Constraint], served: Served, field: str) -> Constra
     try:
         constraint = make()
         served.worker.engine.grammars.compile(constraint)
-    except RequestError:
+    except RequestError as error:
+        error.param = error.param or field
         raise
     except (ValueError, ModuleNotFoundError) as error:
         raise RequestError(str(error).removeprefix("constraint: "), field) from None

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection
+from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -14,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plait.serve.door import send_json
 from plait.serve.error import RequestError
-from plait.serve.served import House
+from plait.serve.keys import Keys
+from plait.serve.metrics import Metrics
 
 log = logging.getLogger("plait.serve")
 
@@ -25,10 +27,19 @@ _CLOSED = 499
 """in the log: the client left before the answer was complete"""
 
 
+class Surroundings(Protocol):
+    """What a frame needs to know."""
+
+    keys: Keys
+    metrics: Metrics
+
+
 class Frame:
     """The outermost application."""
 
-    def __init__(self, app: ASGIApp, house: House, hosts: Collection[str] = (), routes: Collection[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, house: Surroundings, hosts: Collection[str] = (), routes: Collection[str] = ()
+    ) -> None:
         """
         Args:
             app: the routes.

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from plait.engine.sequence import Delta
 from plait.serve.ask import Asked, ask_chat
-from plait.serve.chat import Answer, Call, calls_of
+from plait.serve.chat import Answer, parted_by
 from plait.serve.door import Event
 from plait.serve.error import RequestError
 from plait.serve.limits import Limits
@@ -185,8 +185,9 @@ def ask_response(body: ResponsesBody, served: Served, limits: Limits, request_id
         return ask_chat(chat_body(body), served, limits, request_id)
     except RequestError as error:
         names = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
-        error.param = names.get(error.param or "", error.param)
-        raise
+        ours = names.get(error.param or "", error.param)
+        words = error.message.replace(error.param or "\0", ours or "")
+        raise RequestError(words, ours, status=error.status, code=error.code) from None
 
 
 class ResponseForm:
@@ -196,7 +197,7 @@ class ResponseForm:
 
     def __init__(self, body: ResponsesBody, served: Served, asked: Asked, request_id: str) -> None:
         self._body, self._id = body, request_id
-        self._answer = Answer(calls_of(chat_body(body), served))
+        self._answer = Answer(parted_by(chat_body(body), served))
         self._tally = Tally()
         self._model, self._created = served.name, int(time.time())
         self._n_events = 0
@@ -213,20 +214,16 @@ class ResponseForm:
 
     def add(self, prompt: int, delta: Delta) -> list[Event]:
         """Events of what is new."""
-        text, told = self._answer.add(delta)
+        text, calls = self._answer.add(delta)
         self._tally.add(prompt, delta.index, delta.usage)
         events = self._write("reasoning", delta.reasoning) + self._write("message", text)
-        for i, new in told:
-            if isinstance(new, Call):
-                events += self._close()
-                self._order.append(("function_call", i))
-                at = len(self._order) - 1
-                events.append(self._event("response.output_item.added", output_index=at, item=self._item(at, True)))
-                new = new.arguments
-            at = self._order.index(("function_call", i))
-            if new:
-                where = {"item_id": f"fc_{self._id}_{i}", "output_index": at}
-                events.append(self._event("response.function_call_arguments.delta", **where, delta=new))
+        for call in calls:
+            events += self._close()
+            self._order.append(("function_call", call.index))
+            at = len(self._order) - 1
+            events.append(self._event("response.output_item.added", output_index=at, item=self._item(at, True)))
+            where = {"item_id": f"fc_{self._id}_{call.index}", "output_index": at}
+            events.append(self._event("response.function_call_arguments.delta", **where, delta=call.arguments))
         return events
 
     def spoken(self) -> dict[str, object]:

@@ -14,10 +14,12 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from plait.engine.worker import Worker
 from plait.serve.served import House, Served
 
 log = logging.getLogger("plait.serve")
@@ -70,18 +72,81 @@ def address_of(found: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Life(Protocol):
+    """What a server runs: a model, or a fleet of others that do."""
+
+    @property
+    def n_open(self) -> int:
+        """Answers that are being made."""
+        ...
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it cannot go on, None while it can."""
+        ...
+
+    async def begin(self) -> None:
+        """Load; the server answers already, and says that it is loading. May raise, which ends the server."""
+        ...
+
+    def drain(self) -> None:
+        """Take no more requests."""
+        ...
+
+    async def end(self) -> None:
+        """Break off what is left, tell its clients, and let go of everything."""
+        ...
+
+
+class Alone:
+    """A model in this process."""
+
+    def __init__(
+        self, house: House, load: Callable[[], Served], opened: Callable[[Served], None] | None = None
+    ) -> None:
+        """
+        Args:
+            house: opened with the model.
+            load: loads it; called in a thread.
+            opened: called then.
+        """
+        self._house, self._load, self._opened = house, load, opened
+        self._worker: Worker | None = None
+
+    @property
+    def n_open(self) -> int:
+        return self._house.gate.open
+
+    @property
+    def failure(self) -> BaseException | None:
+        return None if self._worker is None else self._worker.failure
+
+    async def begin(self) -> None:
+        served = await asyncio.to_thread(self._load)
+        self._worker = served.worker
+        self._house.open(served)
+        if self._opened is not None:
+            self._opened(served)
+
+    def drain(self) -> None:
+        self._house.drain()
+
+    async def end(self) -> None:
+        await asyncio.to_thread(self._house.close)
+
+
 class Server:
     """One application on one socket."""
 
-    def __init__(self, house: House, app: ASGIApp, sock: socket.socket, drain_s: float = 60.0) -> None:
+    def __init__(self, life: Life, app: ASGIApp, sock: socket.socket, drain_s: float = 60.0) -> None:
         """
         Args:
-            house: what the application serves from.
+            life: what the application asks.
             app: the application.
             sock: where it listens.
             drain_s: seconds in which requests may end after a signal to stop.
         """
-        self._house, self._sock, self._drain_s = house, sock, drain_s
+        self._life, self._sock, self._drain_s = life, sock, drain_s
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -97,59 +162,55 @@ class Server:
         self._uvicorn = _Uvicorn(config)
         self._signals = 0
         self._stop = threading.Event()
+        # a replica whose fleet has been killed must not stay behind
+        self._parent = os.environ.get("PLAIT_PARENT")
 
-    def run(self, load: Callable[[], Served], opened: Callable[[Served], None] | None = None) -> None:
+    def run(self) -> None:
         """Serve until a signal or `stop`.
 
-        Args:
-            load: loads the model; called in a thread, while the server says that it is loading.
-            opened: called once it is loaded.
-
-        Raises: whatever `load` raises; RuntimeError if the engine has failed.
+        Raises: whatever stops the life: bad input while it begins, or its failure.
         """
-        asyncio.run(self._run(load, opened))
+        asyncio.run(self._run())
 
     def stop(self) -> None:
         """Drain and end, from any thread."""
         self._stop.set()
 
-    async def _run(self, load: Callable[[], Served], opened: Callable[[Served], None] | None) -> None:
+    async def _run(self) -> None:
         self._listen()
         serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._sock]))
-        loading = asyncio.ensure_future(asyncio.to_thread(load))
+        beginning = asyncio.ensure_future(self._life.begin())
         try:
-            while not loading.done() and not self._is_over and not serving.done():
-                await asyncio.wait((loading, serving), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                served = loading.result()
-                self._house.open(served)
-                if opened is not None:
-                    opened(served)
-                await self._watch(served, serving)
+            while not beginning.done() and not self._is_over and not serving.done():
+                await asyncio.wait((beginning, serving), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            if beginning.done():
+                beginning.result()
+                await self._watch(serving)
         finally:
+            beginning.cancel()
+            # clients of what is broken off are told so by the last pieces of their streams
+            await self._life.end()
+            await asyncio.sleep(_LOOK_S)
             self._uvicorn.should_exit = True
             await serving
-            self._house.close()
 
-    async def _watch(self, served: Served, serving: "asyncio.Future[None]") -> None:
+    async def _watch(self, serving: "asyncio.Future[None]") -> None:
         while not self._is_over and not serving.done():
             await asyncio.sleep(_LOOK_S)
-            if served.worker.failure is not None:
-                raise RuntimeError(f"the engine has failed: {served.worker.failure}") from served.worker.failure
-        self._house.drain()
-        log.info("draining: %d answers are still being made", self._house.gate.open)
+            if self._life.failure is not None:
+                raise RuntimeError(f"the engine has failed: {self._life.failure}") from self._life.failure
+        self._life.drain()
+        log.info("draining: %d answers are still being made", self._life.n_open)
         end = asyncio.get_running_loop().time() + self._drain_s
-        while self._house.gate.open and self._signals < 2 and asyncio.get_running_loop().time() < end:
+        while self._life.n_open and self._signals < 2 and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(_LOOK_S)
-        if self._house.gate.open:
-            log.warning("%d answers are cancelled", self._house.gate.open)
-            # their clients are told so by the last pieces of their streams
-            await asyncio.to_thread(served.worker.close, drain=False, timeout_s=10)
-            await asyncio.sleep(_LOOK_S)
+        if self._life.n_open:
+            log.warning("%d answers are broken off", self._life.n_open)
 
     @property
     def _is_over(self) -> bool:
-        return self._stop.is_set() or self._signals > 0
+        is_orphan = self._parent is not None and str(os.getppid()) != self._parent
+        return self._stop.is_set() or self._signals > 0 or is_orphan
 
     def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
