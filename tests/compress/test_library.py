@@ -126,8 +126,23 @@ def test_blocks_are_repeated_until_they_weigh_as_much_as_a_model(
     assert built == [1, 4, 1, 17]
 
 
-def test_footprints_are_powers_of_two_between_a_mebibyte_and_what_no_cache_holds() -> None:
-    sizes = {0: 2**20, 3 * 2**20: 2**22, 2**23: 2**23, 1.3 * 2**24: 2**24, 2**34: 2**26}
+def test_the_head_is_measured_among_layers_that_fill_the_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        library_file, "ready", lambda c, w, d, seed=0: built.append((c.vocab_size, len(c.layers))) or ready(c, w)
+    )
+    clock = BlockLibrary(path=tmp_path / "blocks.jsonl", rounds=1, footprint=2**20)
+    prefill, decode = clock.rest(replace(CONFIG, vocab_size=4096), LOAD, Numbers())
+    # a head of 2 x 32 x 4096 bytes leaves room for 48 layers of 2 x 2 x 32 x 128
+    assert built[-2:] == [(64, 49), (4096, 49)]
+    assert prefill > 0 and decode > 0
+
+
+def test_footprints_are_half_powers_of_two_between_a_mebibyte_and_what_no_cache_holds() -> None:
+    sizes = {0: 2**20, 3 * 2**20: round(2**21.5), 2**23: 2**23, 1.15 * 2**24: 2**24, 1.3 * 2**24: round(2**24.5)}
+    sizes |= {2**34: 2**26}
     assert {n: footprint_class(n) for n in sizes} == sizes
 
 

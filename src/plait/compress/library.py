@@ -1,7 +1,7 @@
 """A clock of measured blocks: what each shape of layer takes on this machine, kept in a file and filled as asked.
 
     block = ( time(host + R blocks) - time(host) ) / R          host: embedding, one tiny layer, norm, a small head
-    rest  = time(host with the model's own head) - tiny layer
+    rest  = time(host) - tiny layer + head; the head is a difference too, among layers that fill the caches
     time of a model = rest + sum of its blocks
 
 A small model lives in the caches of a processor and a large one does not, so blocks are repeated until they take as
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from plait.compress.costs import Load
-from plait.compress.numbers import Numbers, layer_weights
+from plait.compress.numbers import Numbers, layer_weights, rest_weights
 from plait.compress.stopwatch import STEP_ROUNDS, in_turns, one_piece, ready, steps
 from plait.config import to_dict
 from plait.model.config import ModelConfig
@@ -136,15 +136,24 @@ class BlockLibrary:
         return self._prefill(host, few, LEAST, load, numbers), self._decode(host, many, count, load, numbers)
 
     def _rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> Times:
-        host = replace(config, layers=(TINY,))
-        more = replace(host, layers=(TINY,) * (1 + MOST))
-        small, large = self._models(host, more, numbers)
+        bare = replace(config, layers=(TINY,), vocab_size=HOST_VOCAB)
+        more = replace(bare, layers=(TINY,) * (1 + MOST))
         width = min(load.context, max(1, self.piece // load.batch))
-        sides = [one_piece(m, load.batch, width, 0, n_logits=n) for m, n in ((small, 0), (large, 0), (small, 1))]
-        without, tinies, headed = map(statistics.median, in_turns(sides, self.rounds))
-        pieces = load.context / width * (without - (tinies - without) / MOST)
-        low, high = self._steps((small, large), load)
-        return max(pieces + headed - without, 0.0), max(low - (high - low) / MOST, 0.0)
+        low, high = self._steps(self._models(bare, more, numbers), load)
+        one, many = (one_piece(m, load.batch, width, 0, n_logits=0) for m in self._models(bare, more, numbers))
+        short, long = map(statistics.median, in_turns([one, many], self.rounds))
+        overhead = short - (long - short) / MOST, low - (high - low) / MOST
+        head = self._head(config, load, numbers)
+        return max(load.context / width * overhead[0], 0.0) + head, max(overhead[1], 0.0) + head
+
+    def _head(self, config: ModelConfig, load: Load, numbers: Numbers) -> float:
+        """Seconds of the head, for one token of each sequence, among layers that take what the footprint leaves."""
+        wide = MLP(d_ff=4 * config.d_model)
+        room = footprint_class(self.footprint) - rest_weights(config, numbers.weights).read
+        count = round(room / layer_weights(wide, config.d_model, numbers.weights).read)
+        among = replace(config, layers=(TINY,) + (wide,) * min(MOST, max(count, 0)))
+        low, high = self._steps(self._models(replace(among, vocab_size=HOST_VOCAB), among, numbers), load)
+        return max(high - low, 0.0)
 
     def _decode(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
         low, high = self._steps(self._models(host, whole, numbers), load)
@@ -178,8 +187,9 @@ def device_name(device: str) -> dict[str, object]:
 
 
 def footprint_class(n_bytes: float) -> int:
-    """A power of two from 1 to 64 MiB: sizes between which a block's time hardly differs."""
-    return 2 ** min(max(round(math.log2(max(n_bytes, 1))), 20), round(math.log2(LARGE)))
+    """Half powers of two from 1 to 64 MiB: sizes between which a block's time hardly differs."""
+    halves = round(2 * math.log2(max(n_bytes, 1)))
+    return round(2 ** (min(max(halves, 40), round(2 * math.log2(LARGE))) / 2))
 
 
 def _text(key: Key) -> str:
