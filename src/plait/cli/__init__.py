@@ -5,6 +5,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("plait.cli.demo", "tell the whole story on this machine: train, compare, generate, export, report"),
     "train": ("plait.cli.train", "train a model from a recipe"),
     "sweep": ("plait.cli.sweep", "run a table of training runs and compare them: precisions, learning rates, seeds"),
+    "compress": ("plait.cli.compress", "cut a smaller model out of a trained one, to a budget, and distil it"),
     "generate": ("plait.cli.generate", "continue a prompt"),
     "chat": ("plait.cli.chat", "talk with a model in the terminal"),
     "evaluate": ("plait.cli.evaluate", "score a model on evaluation sets, above chance"),

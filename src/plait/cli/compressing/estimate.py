@@ -1,0 +1,144 @@
+"""What a compression will take, before it begins: candidates, tokens, hours; and whether the budget can be kept at all.
+
+    seconds = forward passes of scoring, ranking, teaching and validation + training steps of all students
+
+A forward pass of the teacher is timed on a row of random tokens. A training step of a student is taken as three
+passes of its own, each in proportion to its parameters; the student is taken as large as the budget allows.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from plait.cli.compressing import texts
+from plait.compress.budget import Budget
+from plait.compress.costs import Costs
+from plait.compress.grid import Fit, fit, space_around
+from plait.compress.job import STAGES, Job
+from plait.compress.rank import rounds_of
+from plait.formats.checkpoint import Checkpoint
+from plait.model.config import ModelConfig
+from plait.model.hybrid import Hybrid, recipe_of
+from plait.report import Report, provenance
+
+TIMED = 2
+# passes over the calibration text for all width axes together, at most
+WIDTH_PASSES = 1.5
+# what a pass costs backwards, over what it costs forwards
+BACKWARD = 2.0
+
+
+def scratch() -> Path:
+    """A file for measurements that nobody keeps."""
+    return Path(tempfile.mkdtemp(prefix="plait-")) / "blocks.jsonl"
+
+
+def fitting(job: Job, teacher: ModelConfig, costs: Costs) -> Fit:
+    """The grid's candidates within the budget; layers count alike, as nothing is scored yet."""
+    space = space_around(teacher, depth=job.space.depth, width=job.space.width, steps=job.space.steps)
+    budget = job.budget.against(costs.total(teacher))
+    return fit(teacher, space, [1.0] * len(teacher.layers), budget, costs)
+
+
+def require(job: Job, teacher: ModelConfig, costs: Costs) -> Budget:
+    """The budget as ceilings, after seeing that something fits.
+
+    Raises: BudgetError with the limit in the way, the nearest that is possible, and what it would cost.
+    """
+    if job.method == "minipuzzle":
+        fitting(job, teacher, costs).require()
+    return job.budget.against(costs.total(teacher))
+
+
+def estimate(job: Job, teacher: Checkpoint, data: Path, costs: Costs) -> Report:
+    """The dry run: the plan, stage by stage.
+
+    Raises: BudgetError as `require`; ConfigError for text that does not fit.
+    """
+    report = Report(f"plait compress {teacher.folder.name}: the plan", provenance=provenance(job.seed))
+    config, teaching = teacher.config, job.teaching
+    total = costs.total(config)
+    report.add("teacher parameters", total.params)
+    report.add("teacher bytes", total.total_bytes, "bytes")
+    if total.decode_s == total.decode_s:
+        report.add("teacher prefill", total.prefill_s, "s")
+        report.add("teacher decode step", total.decode_s, "s")
+    for name, ceiling in job.budget.against(total).ceilings().items():
+        unit = "bytes" if name.endswith("bytes") else "s" if name.endswith("_s") else ""
+        report.add(f"at most {name}", ceiling, unit)
+    tokens = _check(job, teacher, data)
+    report.add("tokens of text", tokens, "tokens")
+    found = fitting(job, config, costs)
+    found.require()
+    report.add("candidates", found.cells)
+    for limit, n in found.reasons.items():
+        report.add(f"beyond {limit}", n)
+    report.add("within the budget", len(found.plans) + found.smaller)
+    n_ranked = min(len(found.plans), job.candidates)
+    report.add("of them ranked", n_ranked)
+    report.add("of them distilled before the choice", min(job.keep, n_ranked))
+    params = max(plan.config.cost().params for plan in found.plans)
+    for stage, (n, hours) in _hours(job, teacher, n_ranked, params / total.params).items():
+        report.add(f"{stage} tokens", n, "tokens")
+        report.add(f"{stage} hours", hours, "h")
+    spent = [fact.value for fact in report.facts if fact.unit == "h"]
+    report.add("student tokens", teaching.tokens, "tokens")
+    report.add("hours", sum(float(value) for value in spent if isinstance(value, float)), "h")
+    return report
+
+
+def _check(job: Job, teacher: Checkpoint, data: Path) -> int:
+    if texts.is_tokens(data):
+        found = texts.check_tokens(data, teacher)
+        texts.check_length(found, job)
+        return found.train.n_tokens
+    return texts.guessed_tokens(data, teacher)
+
+
+def _hours(job: Job, teacher: Checkpoint, ranked: int, size: float) -> dict[str, tuple[int, float]]:
+    """Tokens that are read and hours by stage, in the order of STAGES; size: of a student over the teacher's."""
+    teaching, rows = job.teaching, job.teaching.rows.tokens
+    second = _pass_s(teacher, job)
+    layers = len(teacher.config.layers)
+    read: dict[str, tuple[int, float]] = {}
+    width = job.scoring.batches * rows
+    depth = sum(layers - i for i in range(job.scoring.rounds)) * job.scoring.layer_batches * rows
+    # a layer's removal begins at that layer: half of the model on average
+    read["score"] = (width + depth, WIDTH_PASSES * width + depth / 2)
+    ranking = sum(n * batches for n, batches in rounds_of(ranked, job.ranking, job.keep)) * rows
+    read["search"] = (ranking, size * ranking + job.ranking * rows)
+    step = 1 + (1 + BACKWARD) * size
+    students = min(job.keep, ranked) + len([name for name in job.baselines if name != "scratch"])
+    short = students * teaching.short_steps * rows
+    read["short"] = (short, step * short)
+    runs = 1 + (len(job.baselines) if job.full else 0)
+    rest = runs * max(0, teaching.main_steps - teaching.short_steps) * rows
+    read["distil"] = (rest, step * rest)
+    if teaching.long is not None:
+        longer = runs * teaching.long_steps * teaching.long.rows.tokens
+        read["extend"] = (longer, step * longer)
+    held_out = teaching.validation_batches * rows * (2 + len(job.baselines))
+    read["verify"] = (held_out, held_out * size)
+    return {name: (read[name][0], read[name][1] * second / 3600) for name in STAGES if name in read}
+
+
+def _pass_s(teacher: Checkpoint, job: Job) -> float:
+    """Seconds per token of a forward pass of the teacher's sizes, on weights of zero."""
+    rows = job.teaching.rows
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device("meta"):
+        model = Hybrid(teacher.config, recipe_of(job.teaching.precision))
+    model = model.to_empty(device=device)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    ids = torch.randint(teacher.config.vocab_size, (1, rows.seq_len), generator=torch.Generator().manual_seed(0))
+    times = []
+    with torch.inference_mode():
+        for _ in range(TIMED + 1):
+            begin = time.perf_counter()
+            model.hidden(ids.to(device))[0].sum().item()
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:]) / rows.seq_len
