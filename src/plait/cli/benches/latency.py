@@ -132,10 +132,10 @@ def draw(pairs: dict[str, Pairs]) -> str:
     for what, found in pairs.items():
         points = sorted((p * 1e3, m * 1e3) for p, m in found)
         ends = [min(p for p, _ in points), max(p for p, _ in points)]
-        series = [
-            Series(name="equal", index=1, points=[(x, x) for x in ends], faint=True),
-            Series(name="measured", index=0, points=points, dots=True),
-        ]
+        # points by themselves: nothing lies between two architectures
+        dots = [Series(name="", index=0, points=[point], dots=True) for point in points[:-1]]
+        last = Series(name="measured", index=0, points=points[-1:], dots=True)
+        series = [Series(name="equal", index=1, points=[(x, x) for x in ends], faint=True), *dots, last]
         axes = Axis(label=f"predicted {what}, ms", from_zero=True), Axis(label="measured, ms", from_zero=True)
         charts.append(line_chart(series, *axes, title=f"{what}: predicted and measured"))
     return picture(charts)
