@@ -9,12 +9,16 @@ import torch
 
 from plait.compress import library as library_file
 from plait.compress.costs import Costs, Load
-from plait.compress.library import BlockLibrary, footprint_class
+from plait.compress.library import BlockLibrary, footprint_class, knots
 from plait.compress.numbers import Numbers
 from plait.compress.stopwatch import filled, in_turns, measure, prompts, ready
 from plait.config import ConfigError
 from plait.model.config import ModelConfig
+from plait.model.layer import LayerSpec
+from plait.model.layers.attention import Attention
+from plait.model.layers.mamba2 import Mamba2
 from plait.model.layers.mlp import MLP
+from plait.model.layers.moe import MoE
 
 CONFIG = ModelConfig.from_pattern(
     "M-*-",
@@ -78,23 +82,51 @@ def test_times_add_up_by_layer(tmp_path: Path) -> None:
 
 
 def test_between_two_widths_a_time_is_interpolated_where_asked(tmp_path: Path) -> None:
-    path, told = tmp_path / "blocks.jsonl", []
-    exact = Counted(path=path, on_measure=told.append)
-    for d_ff in (100, 200, 400):
-        exact.layer(MLP(d_ff=d_ff), 32, LOAD, Numbers())
-    between = Counted(path=path, interpolates=True, on_measure=told.append)
-    assert between.layer(MLP(d_ff=150), 32, LOAD, Numbers()) == pytest.approx((182.0, 300.0))
-    # the nearest neighbours count, not the farthest: 100 and 200 would give the same line, so move one
-    between.entries = {k: (0.0, 0.0) if '"d_ff": 400' in k else v for k, v in between.entries.items()}
-    assert between.layer(MLP(d_ff=150), 32, LOAD, Numbers()) == pytest.approx((182.0, 300.0))
-    assert between.layer(MLP(d_ff=300), 32, LOAD, Numbers()) == pytest.approx((116.0, 200.0))
+    told: list[str] = []
+    clock = Counted(path=tmp_path / "blocks.jsonl", interpolates=True, on_measure=told.append)
+    # 1,280 and 1,344 lie between 1,024 and 1,536; the formula of the double is a straight line
+    assert clock.layer(MLP(d_ff=1280), 32, LOAD, Numbers()) == pytest.approx((1312.0, 2560.0))
+    assert clock.layer(MLP(d_ff=1344), 32, LOAD, Numbers()) == pytest.approx((1376.0, 2688.0))
+    assert [json.loads(words)["d_ff"] for words in told] == [1024, 1536]
+    clock.layer(MLP(d_ff=1024), 32, LOAD, Numbers())
+    assert len(told) == 2
+    Counted(path=clock.path, on_measure=told.append).layer(MLP(d_ff=1280), 32, LOAD, Numbers())
     assert len(told) == 3
-    # outside what is known, or of another shape, it is measured
-    between.layer(MLP(d_ff=50), 32, LOAD, Numbers())
-    between.layer(MLP(d_ff=150, gated=True), 32, LOAD, Numbers())
-    assert len(told) == 5
-    exact.layer(MLP(d_ff=150), 32, LOAD, Numbers())
-    assert len(told) == 6
+
+
+def test_answers_do_not_depend_on_the_order_of_the_questions(tmp_path: Path) -> None:
+    widths = [64 * n for n in range(1, 40)]
+
+    def answers(path: Path, order: list[int]) -> dict[int, tuple[float, float]]:
+        clock = Counted(path=path, interpolates=True)
+        return {n: clock.layer(MLP(d_ff=n), 32, LOAD, Numbers()) for n in order}
+
+    assert answers(tmp_path / "a", widths) == answers(tmp_path / "b", widths[::-1]) == answers(tmp_path / "a", widths)
+    assert len((tmp_path / "a").read_text().splitlines()) == 11
+
+
+@pytest.mark.parametrize(
+    ("spec", "low", "high", "share"),
+    [
+        (MLP(d_ff=1280), MLP(d_ff=1024), MLP(d_ff=1536), 0.5),
+        (MLP(d_ff=64), MLP(d_ff=64), MLP(d_ff=64), 0.0),
+        (MLP(d_ff=100), MLP(d_ff=96), MLP(d_ff=128), 0.125),
+        (MLP(d_ff=7), MLP(d_ff=6), MLP(d_ff=8), 0.5),
+        (Mamba2(n_heads=40, n_groups=8), Mamba2(n_heads=32, n_groups=8), Mamba2(n_heads=48, n_groups=8), 0.5),
+        (Mamba2(n_heads=24, n_groups=8), Mamba2(n_heads=24, n_groups=8), Mamba2(n_heads=24, n_groups=8), 0.0),
+        (
+            MoE(n_experts=8, n_chosen=2, d_ff=320),
+            MoE(n_experts=8, n_chosen=2, d_ff=256),
+            MoE(n_experts=8, n_chosen=2, d_ff=384),
+            0.5,
+        ),
+        (Attention(n_heads=5, n_kv_heads=5), Attention(n_heads=5, n_kv_heads=5), Attention(n_heads=5, n_kv_heads=5), 0),
+    ],
+)
+def test_knots_lie_around_a_width_and_make_layers(
+    spec: LayerSpec, low: LayerSpec, high: LayerSpec, share: float
+) -> None:
+    assert knots(spec) == (low, high, pytest.approx(share))
 
 
 def test_what_another_process_measured_meanwhile_is_not_lost(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ depends on; between measured widths a time may be interpolated instead of measur
 Numbers  a block's keys, values and states are in the numbers of the engine, whatever formats are planned for them.
 """
 
+import functools
 import json
 import math
 import platform
@@ -31,14 +32,14 @@ from plait.config import to_dict
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid
 from plait.model.layer import LayerSpec
+from plait.model.layers.mamba2 import Mamba2
 from plait.model.layers.mlp import MLP
+from plait.model.layers.moe import MoE
 from plait.model.plan import PIECE
 from plait.train.metrics import write_whole
 
 TINY = MLP(d_ff=16)
 HOST_VOCAB = 64
-# sizes along which a time may be interpolated, whatever the kind
-WIDTHS = ("d_ff", "n_heads", "n_kv_heads", "head_dim", "d_state", "n_experts", "d_shared", "d_model")
 # repeats of a block, within which the footprint is sought; prompts are bound by products, for which a few will do
 LEAST, MOST = 3, 64
 # bytes that no cache holds
@@ -54,7 +55,7 @@ class BlockLibrary:
 
     path: its file; made if it is not there. device: where models run. rounds: measurements of each block. piece: tokens
     of prompts that are read at once. footprint: bytes of weights of the models that are asked about, about.
-    interpolates: answer from two measured blocks that differ in one width around the one asked for.
+    interpolates: measure only some widths (see `knots`), and answer for those between them in a straight line.
     on_measure: called with the words for each block before it is measured.
     """
 
@@ -66,18 +67,20 @@ class BlockLibrary:
     interpolates: bool = False
     on_measure: Callable[[str], None] | None = None
     entries: dict[str, Times] = field(default_factory=dict, init=False)
+    told: dict[object, Times] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.entries = _read(self.path)
 
     def layer(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
         """Seconds of prefill and of a decode step of one layer; measured now if it is not known."""
-        block = {"kind": spec.symbol, "d_model": d_model} | to_dict(spec)
-        key = self._key(block, load, numbers)
-        found = self.entries.get(_text(key))
-        if found is None and self.interpolates:
-            found = self._between(key)
-        return found or self._keep(key, lambda: self._block(spec, d_model, load, numbers))
+        asked = (spec, d_model, load, numbers.weights, self.footprint)
+        if asked not in self.told:
+            low, high, share = knots(spec) if self.interpolates else (spec, spec, 0.0)
+            below = self._measured(low, d_model, load, numbers)
+            above = below if high == low else self._measured(high, d_model, load, numbers)
+            self.told[asked] = below[0] + share * (above[0] - below[0]), below[1] + share * (above[1] - below[1])
+        return self.told[asked]
 
     def rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> Times:
         """Seconds of everything but the layers; measured now if it is not known."""
@@ -100,33 +103,10 @@ class BlockLibrary:
         _write(self.path, self.entries)
         return times
 
-    def _between(self, key: Key) -> Times | None:
-        """From the nearest measured neighbours on both sides along one width; None if there are none."""
-        block = key["block"]
-        assert isinstance(block, dict)
-        for width in WIDTHS:
-            asked = block.get(width)
-            if not isinstance(asked, int):
-                continue
-            known = self._along(key, block, width)
-            below = max((at for at in known if at < asked), default=None)
-            above = min((at for at in known if at > asked), default=None)
-            if below is not None and above is not None:
-                share = (asked - below) / (above - below)
-                low, high = known[below], known[above]
-                return low[0] + share * (high[0] - low[0]), low[1] + share * (high[1] - low[1])
-        return None
-
-    def _along(self, key: Key, block: Mapping[str, object], width: str) -> dict[int, Times]:
-        """Measured times of blocks that differ from this one in that width alone."""
-        pattern = _text(key | {"block": dict(block) | {width: None}})
-        found = {}
-        for text, times in self.entries.items():
-            other = json.loads(text)
-            at = other["block"].get(width)
-            if isinstance(at, int) and _text(other | {"block": other["block"] | {width: None}}) == pattern:
-                found[at] = times
-        return found
+    def _measured(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
+        block = {"kind": spec.symbol, "d_model": d_model} | to_dict(spec)
+        key = self._key(block, load, numbers)
+        return self.entries.get(_text(key)) or self._keep(key, lambda: self._block(spec, d_model, load, numbers))
 
     def _block(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
         size = layer_weights(spec, d_model, numbers.weights).read
@@ -176,14 +156,39 @@ class BlockLibrary:
         return ready(host, numbers.weights, self.device), ready(whole, numbers.weights, self.device, seed=1)
 
 
+def knots(spec: LayerSpec) -> tuple[LayerSpec, LayerSpec, float]:
+    """The two widths that are measured around a layer's own, and its share of the way from the first to the second.
+
+    Hidden widths of feed-forward layers and experts, heads of Mamba-2: 1, 2, 3, 4, 6, 8, 12, ... times a unit, which
+    is a group of heads, or what of 64 divides a hidden width. They follow from the width alone and not from what is
+    known, so that the answers of a search do not depend on the order of its questions. Other kinds are measured.
+    """
+    if isinstance(spec, Mamba2):
+        name, unit = "n_heads", spec.n_groups
+    elif isinstance(spec, MLP | MoE):
+        name, unit = "d_ff", math.gcd(spec.d_ff, 64)
+    else:
+        return spec, spec, 0.0
+    times = getattr(spec, name) // unit
+    octave = 2 ** (times.bit_length() - 1)
+    places = sorted({octave, octave * 3 // 2, 2 * octave})
+    low, high = max(p for p in places if p <= times), min(p for p in places if p >= times)
+    share = (times - low) / (high - low) if high > low else 0.0
+    return replace(spec, **{name: low * unit}), replace(spec, **{name: high * unit}), share  # type: ignore[arg-type]
+
+
 def device_name(device: str) -> dict[str, object]:
     """What a time depends on besides the model: the processor or GPU, its threads, torch."""
     if torch.device(device).type == "cuda":
         return {"device": torch.cuda.get_device_name(device), "threads": 0, "torch": torch.__version__}
+    return {"device": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+@functools.cache
+def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
 def footprint_class(n_bytes: float) -> int:
