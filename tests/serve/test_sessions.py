@@ -131,6 +131,24 @@ def test_a_turn_that_is_left_leaves_the_file_as_it_was(tiny_engine: MakeEngine, 
     assert turn(sessions, engine, name, "again")[1] > 0
 
 
+def test_who_leaves_while_the_disk_is_busy_does_not_give_it_back(
+    tiny_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = Sessions(tmp_path, tiny_engine())
+    name = str(sessions.create()["id"])
+    whole = Session.save
+
+    def slow(session: Session, *args) -> int:
+        sessions.leave(name)
+        assert status_of(lambda: sessions.begin(name)) == 409
+        return whole(session, *args)
+
+    session = sessions.begin(name)
+    monkeypatch.setattr(Session, "save", slow)
+    sessions.save(name, session, [{"role": "user", "content": "kept"}])
+    assert sessions.begin(name).messages == [{"role": "user", "content": "kept"}]
+
+
 def test_another_model_or_a_damaged_file_is_told_without_its_place(tiny_engine: MakeEngine, tmp_path: Path) -> None:
     engine = tiny_engine()
     sessions = Sessions(tmp_path, engine)

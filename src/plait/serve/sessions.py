@@ -62,6 +62,7 @@ class Sessions:
         folder.mkdir(parents=True, exist_ok=True)
         self._guard = threading.Lock()
         self._used: dict[str, IO[bytes]] = {}
+        self._saved: set[str] = set()
         self._sweep()
 
     def create(self, messages: Sequence[Message] = ()) -> dict[str, object]:
@@ -145,15 +146,20 @@ class Sessions:
         """The same, waiting for the disk."""
         kept = session or Session()
         kept.messages = list(messages)
+        with self._guard:
+            self._saved.add(session_id)
         try:
             kept.save(self._path(session_id), self._model)
         finally:
+            with self._guard:
+                self._saved.discard(session_id)
             self.leave(session_id)
 
     def leave(self, session_id: str) -> None:
         """Give a session back as it was saved last; does nothing if it was given back already."""
         with self._guard:
-            held = self._used.pop(session_id, None)
+            # a reader may leave while the disk is busy; then it is given back by who saves
+            held = None if session_id in self._saved else self._used.pop(session_id, None)
         if held is not None:
             # closing it lets go of the lock
             held.close()
