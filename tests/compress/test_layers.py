@@ -11,6 +11,7 @@ from plait.compress.layers import LayerScores, score_layers
 from plait.compress.plan import shrunk
 from plait.compress.prune import prune
 from plait.compress.score import score
+from plait.compress.twins import twin_layers
 from plait.model.hybrid import Hybrid
 from plait.train.objective import mean_loss
 from plait.train.pretrain import NextToken
@@ -82,6 +83,52 @@ def test_layers_before_the_one_left_out_are_not_computed_again() -> None:
     score_layers(model, text)
     # the whole model once, each layer on its way, and once for every layer before it that is left out
     assert calls == [3 * (2 + i) for i in range(5)]
+
+
+def split(model: Hybrid, first: int, share: float) -> None:
+    """Make a layer and the one behind it two parts of the first: the same weights, shares of its output."""
+    with torch.no_grad():
+        model.blocks[first + 1].load_state_dict(model.blocks[first].state_dict())
+        for layer, part in ((first, share), (first + 1, 1 - share)):
+            for name, p in model.blocks[layer].named_parameters():
+                if name.removeprefix("mixer.").startswith(
+                    ("out_proj", "o_proj", "down_proj", "experts.down", "shared.d")
+                ):
+                    p *= part
+
+
+@pytest.mark.parametrize("pattern", ["MM--**", "EE", "MMM"])
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_layers_that_were_doubled_are_found_and_merged(pattern: str, share: float, tmp_path: Path) -> None:
+    model = teachers.teacher(pattern, init_std=0.1, mlp={"bias": True})
+    # a stream that no layer changes much, as in large models: the second part does on it what the first did
+    model.embed.weight.data *= 30
+    firsts = [i for i in range(0, len(pattern) - 1, 2) if pattern[i] == pattern[i + 1]]
+    for first in firsts:
+        split(model, first, share)
+    assert {i: twin for i, (twin, _) in twin_layers(model).items()} == {i: i + 1 for i in firsts}
+    text = teachers.batches(2)
+    found = score_layers(model, text, rounds=len(firsts))
+    assert set(found.order) == set(firsts) == found.merges.keys()
+    scores = score(model, text).with_layers(found)
+    scores.save(tmp_path / "scores")
+    scores = type(scores).load(tmp_path / "scores")
+    kept = tuple(i for i in range(len(pattern)) if i not in firsts)
+    source, whole, errors = teachers.checkpoint(model, tmp_path), teachers.logits(model, text), []
+    for merge in (True, False):
+        small = teachers.student(prune(source, shrunk(model.config, kept), scores, merge=merge))
+        errors.append(float((teachers.logits(small, text) - whole).square().mean()))
+    assert errors[0] < 0.3 * errors[1]
+    if len(firsts) == 1:
+        assert found.importance["mse"][firsts[0]] == pytest.approx(errors[0], rel=1e-4)
+
+
+def test_layers_that_are_alike_but_for_a_little_are_no_twins() -> None:
+    model = teachers.teacher("MM")
+    split(model, 0, 0.5)
+    with torch.no_grad():
+        model.blocks[1].mixer.conv.weight += 0.05 * torch.randn_like(model.blocks[1].mixer.conv.weight)
+    assert not twin_layers(model)
 
 
 class KilledError(Exception):

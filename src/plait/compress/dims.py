@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from plait.compress.edits import Edit
+from plait.model.layer import LayerSpec
 from plait.model.layers.mamba2 import Mamba2
+from plait.model.layers.moe import MoE
 
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "embed.weight": ("", "width"),
@@ -71,6 +73,17 @@ MOE: dict[str, tuple[str, ...]] = {
     "mixer.latent_out.bias": ("width",),
 }
 DIMS = {"M": MAMBA2, "*": ATTENTION, "-": MLP, "E": MOE}
+
+
+def outputs(spec: LayerSpec) -> tuple[str, ...]:
+    """The tensors by which all that a block adds to the stream is multiplied, names below the block."""
+    if spec.post_norm:
+        return ("post_norm.weight",)
+    if isinstance(spec, MoE):
+        routed = ("experts.down",) if spec.d_latent is None else ("latent_out.weight", "latent_out.bias")
+        return tuple(f"mixer.{name}" for name in (*routed, "shared.down_proj.weight", "shared.down_proj.bias"))
+    name = {"M": "out_proj", "*": "o_proj", "-": "down_proj"}[spec.symbol]
+    return f"mixer.{name}.weight", f"mixer.{name}.bias"
 
 
 def places(symbol: str, label: str) -> list[tuple[str, int]]:

@@ -7,6 +7,9 @@
 Layers before the one that is left out do what they did: for each layer only those behind it are run again, n / 2
 passes for n layers instead of n. Logits are not formed for `mse`, since |W d|^2 = d^T (W^T W) d.
 
+Of two twins (twins.py) the earlier one is also left out with the later one adding as much as both, and counts with the
+smaller error of the two: a layer that was split in halves is worth little, though each half is worth a layer.
+
 Numbers  differences and products in float32 (float64 for float64), sums in float64.
 Source   NVIDIA 2025, arXiv:2504.03624 section 3.2 (input), arXiv:2508.14444 (mse, one after the other).
 """
@@ -20,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plait.compress.twins import twin_layers
 from plait.data.loader import Batch
 from plait.data.packing import IGNORED
 from plait.model.hybrid import Hybrid
@@ -28,6 +32,8 @@ from plait.train.metrics import write_whole
 
 MEASURES = ("mse", "input", "loss")
 STATE = "layers.json"
+# what stands behind a measure's name where a twin adds as much as both
+MERGED = ", merged"
 # numbers of the head's weight that are widened at a time
 AT_ONCE = 16 << 20
 
@@ -38,15 +44,20 @@ class LayerScores:
 
     Those of a measure are of leaving out one layer of the whole teacher. "iterative", after more than one round, is
     the place in the order; layers that never went come last, by what leaving them out of the last model did.
+    merges: layer -> (its twin, by what the twin's output is multiplied when the layer goes), where that does less harm.
     """
 
     order: tuple[int, ...]
     importance: Mapping[str, tuple[float, ...]]
+    merges: Mapping[int, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _State:
-    """Where a search stands: layers gone, batches done of this round, sums and rounds so far."""
+    """Where a search stands: layers gone, batches done of this round, sums and rounds so far.
+
+    merges: [layer, twin, factor] of those that went. offers: of those that might, as the first round found them.
+    """
 
     order: list[int] = field(default_factory=list)
     done: int = 0
@@ -54,6 +65,8 @@ class _State:
     counted: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
     rounds: list[dict[str, list[float]]] = field(default_factory=list)
+    merges: list[list[float]] = field(default_factory=list)
+    offers: list[list[float]] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -88,17 +101,17 @@ def score_layers(
     state, known = _State(), _identity(model, batches, wanted, by, identity)
     if folder is not None:
         _resume(folder / STATE, state, known)
-    gram = _gram(model) if "mse" in wanted else None
+    gram, pairs = _gram(model) if "mse" in wanted else None, twin_layers(model)
     while len(state.rounds) < rounds:
         for number in range(state.done, len(batches)):
             batch = batches[number].to(model.device)
-            _leave_out(model, batch, wanted, gram, state)
+            _leave_out(model, batch, wanted, gram, pairs, state)
             state.done, state.tokens = number + 1, state.tokens + batch.ids.numel()
             if folder is not None and (state.done % every == 0 or state.done == len(batches)):
                 _save(folder / STATE, state, known)
             if progress is not None:
                 progress(len(state.rounds) * len(batches) + state.done, rounds * len(batches))
-        _end_round(model, state, wanted, by)
+        _end_round(model, state, wanted, by, pairs)
         if folder is not None:
             _save(folder / STATE, state, known)
     return _found(model, state, by)
@@ -115,27 +128,56 @@ def _checked(model: Hybrid, batches: Sequence[Batch], rounds: int, by: str, meas
     return [name for name in MEASURES if name in (by, *measures)]
 
 
-def _leave_out(model: Hybrid, batch: Batch, measures: Sequence[str], gram: Tensor | None, state: _State) -> None:
+Pairs = Mapping[int, tuple[int, float]]
+
+
+def _leave_out(
+    model: Hybrid, batch: Batch, measures: Sequence[str], gram: Tensor | None, pairs: Pairs, state: _State
+) -> None:
     """Add to the sums what leaving out each layer that is still there does to one batch."""
     x, span, reference = _opened(model, batch)
     kept = [i for i in range(len(model.blocks)) if i not in state.order]
     base = _loss(model, reference, batch) if "loss" in measures else 0.0
-    for place, layer in enumerate(kept):
-        y = x
-        for later in kept[place + 1 :]:
-            y = model.blocks[later](y, span)
+    louder = _louder(state)
+
+    def run(layers: Sequence[int], x: Tensor, louder: Mapping[int, float]) -> Tensor:
+        for layer in layers:
+            y = model.blocks[layer](x, span)
+            x = x + louder[layer] * (y - x) if layer in louder else y
+        return x
+
+    def add(layer: int, y: Tensor, suffix: str) -> None:
         h = model.norm(y).to(model.recipe.compute)
         wide = torch.promote_types(h.dtype, torch.float32)
         difference = (h.to(wide) - reference.to(wide)).flatten(0, 1)
         for name in measures:
-            sums = state.sums.setdefault(name, [0.0] * len(model.blocks))
+            sums = state.sums.setdefault(name + suffix, [0.0] * len(model.blocks))
             if name == "loss":
                 sums[layer] += _loss(model, h, batch) - base
             else:
                 products = difference if name == "input" or gram is None else difference @ gram
                 sums[layer] += float((products * difference).double().sum())
-        x = model.blocks[layer](x, span)
+
+    for place, layer in enumerate(kept):
+        rest = kept[place + 1 :]
+        add(layer, run(rest, x, louder), "")
+        if layer in pairs and pairs[layer][0] in rest:
+            add(layer, run(rest, x, _with(louder, layer, pairs)), MERGED)
+        x = run([layer], x, louder)
     state.counted += int((batch.targets != IGNORED).sum())
+
+
+def _louder(state: _State) -> dict[int, float]:
+    """By what the outputs of layers are multiplied whose twins went."""
+    factors: dict[int, float] = {}
+    for _, twin, factor in state.merges:
+        factors[int(twin)] = factors.get(int(twin), 1.0) * factor
+    return factors
+
+
+def _with(louder: Mapping[int, float], layer: int, pairs: Pairs) -> dict[int, float]:
+    twin, factor = pairs[layer]
+    return {**louder, twin: louder.get(twin, 1.0) * factor}
 
 
 def _opened(model: Hybrid, batch: Batch) -> tuple[Tensor, Span, Tensor]:
@@ -167,12 +209,21 @@ def _gram(model: Hybrid) -> Tensor:
     return total / w.shape[0]
 
 
-def _end_round(model: Hybrid, state: _State, measures: Sequence[str], by: str) -> None:
+def _end_round(model: Hybrid, state: _State, measures: Sequence[str], by: str, pairs: Pairs) -> None:
     """Turn sums into means, and take the least important layer away."""
     divisor = {"mse": state.tokens, "input": state.tokens * model.config.d_model, "loss": max(state.counted, 1)}
     means = {name: [value / divisor[name] for value in state.sums[name]] for name in measures}
     left = [i for i in range(len(model.blocks)) if i not in state.order]
-    state.order.append(min(left, key=lambda i: (means[by][i], i)))
+    merged = [i for i in left if i in pairs and pairs[i][0] in left and state.sums[by + MERGED][i] < state.sums[by][i]]
+    for layer in merged:
+        for name in measures:
+            means[name][layer] = state.sums[name + MERGED][layer] / divisor[name]
+    gone = min(left, key=lambda i: (means[by][i], i))
+    offers = [[i, *pairs[i]] for i in merged]
+    if not state.rounds:
+        state.offers = offers
+    state.merges += [offer for offer in offers if offer[0] == gone]
+    state.order.append(gone)
     state.rounds.append(means)
     state.done, state.tokens, state.counted, state.sums = 0, 0, 0, {}
 
@@ -184,7 +235,8 @@ def _found(model: Hybrid, state: _State, by: str) -> LayerScores:
         rest = sorted(set(range(len(model.blocks))) - set(state.order), key=lambda i: (last[i], i))
         place = {layer: float(at) for at, layer in enumerate([*state.order, *rest])}
         importance["iterative"] = tuple(place[i] for i in range(len(model.blocks)))
-    return LayerScores(order=tuple(state.order), importance=importance)
+    merges = {int(layer): (int(twin), factor) for layer, twin, factor in [*state.offers, *state.merges]}
+    return LayerScores(order=tuple(state.order), importance=importance, merges=merges)
 
 
 def _identity(

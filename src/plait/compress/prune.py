@@ -4,7 +4,7 @@ Units are chosen by their scores; each tensor of the result is a few lazy edits 
 everything gives the same tensors, to the bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from plait.compress.axes import AXES
 from plait.compress.axis import WHOLE, Axis, Edits, How, Units, best
-from plait.compress.edits import edited
+from plait.compress.dims import outputs
+from plait.compress.edits import Edit, edited
 from plait.compress.plan import Plan, check
 from plait.compress.score import Scores
 from plait.formats.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from plait.formats.safetensors import open_file
 from plait.formats.tensors import LazyTensor
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid, recipe_of
+from plait.model.layer import LayerSpec
 
 
 def prune(
@@ -75,6 +77,8 @@ def prune(
                 units = _units(scores, axis, layer, how(axis).by)
                 _then(edits, axis.cut(spec, wanted, units, how(axis, where)), where)
                 spec = replace(spec, **changes)
+    if merge:
+        _louder_twins(edits, source, plan, scores, specs)
     if plan.config.d_model < teacher.d_model:
         axis = AXES["width"]
         units = _units(scores, axis, WHOLE, how(axis).by)
@@ -91,6 +95,19 @@ def kept_channels(plan: Plan, scores: Scores, by: str | None = None) -> tuple[in
     if plan.config.d_model == scores.config.d_model:
         return tuple(range(plan.config.d_model))
     return tuple(best(scores.of("width", WHOLE, by), plan.config.d_model).tolist())
+
+
+def _louder_twins(
+    edits: Edits, source: Mapping[str, LazyTensor], plan: Plan, scores: Scores, specs: Sequence[LayerSpec]
+) -> None:
+    """Let layers whose twins go add as much as both did, where that was found to do less harm."""
+    for layer, (twin, factor) in scores.merges.items():
+        if layer in plan.kept or twin not in plan.kept or twin in plan.replaced:
+            continue
+        for name in (f"blocks.{twin}.{name}" for name in outputs(specs[twin])):
+            if name in source:
+                n = _edited(source, edits, name).shape[0]
+                _then(edits, {(name, 0): Edit.scale(torch.full((n,), factor))})
 
 
 def _units(scores: Scores, axis: Axis, layer: int, by: str) -> Units:

@@ -38,12 +38,14 @@ class Scores:
     units: (axis, layer) -> Units; layer is WHOLE (-1) for the residual stream's channels.
     layers: measure -> one number per layer, larger is more important.
     order: the layers in the order in which they went when they were removed one after the other; may be shorter.
+    merges: layer -> (its twin, by what the twin's output is multiplied when only the twin stays).
     config: the teacher. tokens: that were read.
     """
 
     units: Mapping[tuple[str, int], Units]
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     order: tuple[int, ...] = ()
+    merges: Mapping[int, tuple[int, float]] = field(default_factory=dict)
     config: ModelConfig
     tokens: int
 
@@ -68,7 +70,7 @@ class Scores:
 
     def with_layers(self, found: LayerScores) -> "Scores":
         """The same with what removing layers did."""
-        return replace(self, layers={**self.layers, **found.importance}, order=found.order)
+        return replace(self, layers={**self.layers, **found.importance}, order=found.order, merges=found.merges)
 
     def save(self, path: Path | str) -> None:
         """Write them to one file, which appears whole or not at all."""
@@ -78,7 +80,8 @@ class Scores:
             for name, tensor in _pack(units).items()
         }
         facts = {"layers": self.layers, "order": self.order, "config": self.config.to_dict(), "tokens": self.tokens}
-        _write(Path(path), tensors, facts)
+        merges = [[layer, *merge] for layer, merge in self.merges.items()]
+        _write(Path(path), tensors, {**facts, "merges": merges})
 
     @staticmethod
     def load(path: Path | str) -> "Scores":
@@ -95,6 +98,7 @@ class Scores:
             units={key: _unpack(parts) for key, parts in grouped.items()},
             layers={name: tuple(values) for name, values in facts["layers"].items()},
             order=tuple(facts["order"]),
+            merges={layer: (twin, factor) for layer, twin, factor in facts.get("merges", [])},
             config=ModelConfig.from_dict(facts["config"]),
             tokens=facts["tokens"],
         )

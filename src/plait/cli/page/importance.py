@@ -87,8 +87,8 @@ def _legend(pattern: str, right: float) -> list[str]:
     """The kinds that there are, from the right."""
     parts: list[str] = []
     for letter in reversed([letter for letter in KINDS if letter in pattern]):
-        parts.append(f'<text class="tick" x="{right}" y="12" text-anchor="end">{NAMES[letter]}</text>')
-        right -= 7 * len(NAMES[letter]) + 8
-        parts.append(f'<rect class="bar {KINDS[letter]}" x="{right - 6}" y="3" width="10" height="10"/>')
-        right -= 20
+        parts.append(f'<text class="tick" x="{right:.1f}" y="12" text-anchor="end">{NAMES[letter]}</text>')
+        right -= 7.6 * len(NAMES[letter]) + 12
+        parts.append(f'<rect class="bar {KINDS[letter]}" x="{right:.1f}" y="3" width="10" height="10"/>')
+        right -= 14
     return parts
