@@ -42,7 +42,7 @@ def application(
 
     Returns: what a server runs.
     """
-    desk = Desk(house, lambda: describe(version))
+    desk = Desk(house, lambda: describe(version, house.keys.are_needed))
     routes: list[BaseRoute] = [
         Route("/", _page, methods=["GET"]),
         Route("/v1/chat/completions", Door(house, ChatBody, ask_chat, ChatForm), methods=["POST"]),

@@ -70,11 +70,12 @@ _REFUSALS = {
 }
 
 
-def describe(version: str) -> dict[str, object]:
+def describe(version: str, needs_key: bool = False) -> dict[str, object]:
     """The OpenAPI document.
 
     Args:
         version: of Plait.
+        needs_key: whether this server asks for an API key.
     """
     found: dict[str, object] = {"Error": _ERROR}
     paths: dict[str, object] = {}
@@ -89,8 +90,8 @@ def describe(version: str) -> dict[str, object]:
             "responses": {"200": {"description": "the answer", "content": kinds}} | _refused(*_REFUSALS),
         }
         paths[path] = {"post": post}
-    for path, (summary, answer, needs_key, others) in _GETS.items():
-        statuses = (*others, 400, 401) if needs_key else (*others, 400)
+    for path, (summary, answer, is_guarded, others) in _GETS.items():
+        statuses = (*others, 400, 401) if is_guarded else (*others, 400)
         get: dict[str, object] = {
             "summary": summary,
             "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
@@ -105,7 +106,7 @@ def describe(version: str) -> dict[str, object]:
         }
         if "{" in path:
             get["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _TEXT}]
-        if not needs_key:
+        if not is_guarded:
             get["security"] = []
         paths[path] = {"get": get}
     paths["/metrics"] = {
@@ -116,12 +117,13 @@ def describe(version: str) -> dict[str, object]:
             | _refused(400, 401),
         }
     }
+    schemes = {"key": {"type": "http", "scheme": "bearer"}} if needs_key else {}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Plait", "version": version, "description": "OpenAI's routes over one engine."},
         "paths": paths,
-        "security": [{"key": []}],
-        "components": {"schemas": found, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{name: []} for name in schemes],
+        "components": {"schemas": found, "securitySchemes": schemes},
     }
 
 

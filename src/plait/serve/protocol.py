@@ -94,11 +94,9 @@ class CompletionBody(Sampled):
 
     def __post_init__(self) -> None:
         if self.best_of is not None and self.best_of != self.n:
-            raise RequestError(
-                f"best_of is {self.best_of}, n {self.n}; ask for n answers and choose among them", "best_of"
-            )
+            raise RequestError(f"is {self.best_of}, n {self.n}; ask for n answers and choose among them", "best_of")
         if self.echo and self.logprobs is not None:
-            raise RequestError("echo together with logprobs would need those of the prompt; leave one out", "echo")
+            raise RequestError("together with logprobs would need those of the prompt; leave one out", "echo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,17 +247,19 @@ class ChatBody(Sampled):
 
     def __post_init__(self) -> None:
         if self.top_logprobs and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+            raise RequestError("needs logprobs: true", "top_logprobs")
         if self.tool_choice not in ("auto", "none") and not self.tools:
-            raise RequestError("tool_choice asks for a call, but there are no tools", "tool_choice")
+            raise RequestError("asks for a call, but there are no tools", "tool_choice")
         if isinstance(self.tool_choice, ToolChoice):
             wanted, names = self.tool_choice.function.name, [tool.function.name for tool in self.tools]
             if wanted not in names:
-                raise RequestError(f"{wanted!r} is none of the tools {', '.join(names)}", "tool_choice.function.name")
+                raise RequestError(
+                    f"is {wanted!r}, which is none of the tools {', '.join(names)}", "tool_choice.function.name"
+                )
         reserved = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "template", "bos", "eos"}
         for name in self.chat_template_kwargs:
             if name in reserved or not name.isidentifier():
-                raise RequestError(f"{name[:64]!r} is no switch of a template", "chat_template_kwargs")
+                raise RequestError(f"has {name[:64]!r}, which is no switch of a template", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +275,7 @@ class TokenizeBody:
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
-            raise RequestError("needs one of prompt and messages", "prompt")
+            raise RequestError("or messages must be given, and not both", "prompt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ class Item:
 
     def __post_init__(self) -> None:
         if self.type == "message" and (self.role is None or self.content is None):
-            raise RequestError("needs a role and a content", "role" if self.role is None else "content")
+            raise RequestError("is missing", "role" if self.role is None else "content")
         if self.type == "function_call" and not self.name:
             raise RequestError("is missing", "name")
 

@@ -85,9 +85,9 @@ def read(cls: type[T], data: object, where: str = "") -> T:
     try:
         return cls(**values)
     except RequestError as error:
-        # a check of the dataclass's own names its field; here is known where it stands
-        error.param = f"{where}.{error.param}" if where and error.param else error.param or where or None
-        raise
+        # a check of the dataclass's own says "is ..." of its field; here is known where that stands
+        at = ".".join(name for name in (where, error.param) if name)
+        raise RequestError(f"{at or 'the body'} {error.message}", at or None) from None
 
 
 def schema(cls: type, found: dict[str, object]) -> dict[str, object]:
