@@ -116,6 +116,13 @@ def test_magnitudes_are_roots_of_sums_of_squares_of_a_units_own_weights(made: tu
     weights = (mixer.up_proj.weight, mixer.gate_proj.weight, mixer.down_proj.weight.T, mixer.sub_norm.weight[:, None])
     wanted = torch.stack([w.square().sum(1) for w in weights]).sum(0).sqrt()
     assert torch.allclose(found.of("ffn", 1), wanted)
+    mixer = MODEL.blocks[0].mixer
+    z, x = mixer.in_proj.weight[:24], mixer.in_proj.weight[24:48]
+    each = z.square().sum(1) + x.square().sum(1) + mixer.out_proj.weight.square().sum(0) + mixer.norm.weight.square()
+    assert torch.allclose(found.of("mamba_heads", 0), each.view(2, 3, 4).sum(-1).sqrt())
+    assert torch.allclose(found.of("mamba_channels", 0), each.view(6, 4).sum(0).sqrt())
+    states = mixer.in_proj.weight[48:68].square().sum(1).view(2, 2, 5).sum(0).sqrt()
+    assert torch.allclose(found.of("ssm_state", 0), states)
     # doubling what one head alone has doubles its magnitude, and no other's
     loud = teacher("M-*EM-")
     with torch.no_grad():

@@ -37,7 +37,7 @@ PROBLEM = Problem(
     table={(r.layer, r.name): harm(r.layer, r.name) for row in OFFERED for r in row},
     weights=Path("weights"),
     costs=COSTS,
-    widths={16: Harm(kl=0.25, loss=0.2)},
+    widths={16: Harm(kl=0.03, loss=0.02)},
 )
 TOTAL = COSTS.total(TEACHER)
 
@@ -45,7 +45,8 @@ TOTAL = COSTS.total(TEACHER)
 def by_hand(problem: Problem, budget: Budget) -> float | None:
     """The least harm over every choice for every width, verdict by verdict."""
     best = None
-    for d_model, base in ((20, 0.0), (16, getattr((problem.widths or {}).get(16), problem.by))):
+    narrower = {d: getattr(harm, problem.by) for d, harm in (problem.widths or {}).items()}
+    for d_model, base in ({20: 0.0} | narrower).items():
         for chosen in itertools.product(*OFFERED):
             specs = [r.spec for r in chosen if r.spec is not None]
             kinds = {spec.symbol for spec in specs}
@@ -59,6 +60,22 @@ def by_hand(problem: Problem, budget: Budget) -> float | None:
 
 def budget_of(memory: float, speed: float) -> Budget:
     return Budget(total_bytes=TOTAL.total_bytes * memory, min_speedup=speed).against(TOTAL)
+
+
+def test_layers_of_a_kind_are_alike_if_asked_and_need_not_be_otherwise() -> None:
+    budget = Budget(params=int(TOTAL.params * 0.85))
+    problem = replace(PROBLEM, widths=None)
+    free, alike = search(problem, budget), search(replace(problem, homogeneous=True), budget)
+    assert "layers" in free.plan.config.to_dict() and "layers" not in alike.plan.config.to_dict()
+    assert free.score < alike.score
+    for found, homogeneous in ((free, False), (alike, True)):
+        wanted = by_hand(replace(problem, homogeneous=homogeneous), budget)
+        assert found.score == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_narrower_model_is_taken_where_it_harms_less() -> None:
+    found = search(PROBLEM, Budget(params=int(TOTAL.params * 0.79)))
+    assert found.plan.config.d_model == 16 and found.base == 0.03 and found.widths[20] > found.score  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])
@@ -115,6 +132,8 @@ def answer() -> Puzzle:
 def test_the_explanation_weighs_every_option_at_the_prices(answer: Puzzle) -> None:
     told = explain(answer, TEACHER)
     assert len(told.layers) == len(OFFERED)
+    for why in told.layers:
+        assert [a.price for a in why.alternatives] == sorted(a.price for a in why.alternatives)
     for why, row, chosen in zip(told.layers, OFFERED, answer.chosen, strict=True):
         assert sorted(a.name for a in why.alternatives) == sorted(r.name for r in row)
         assert [a.name for a in why.alternatives if a.chosen] == [chosen.name]

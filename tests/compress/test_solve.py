@@ -147,6 +147,15 @@ def test_ties_go_to_fewest_changes_and_then_to_the_first_layers() -> None:
     assert found is not None and [o.name for o in found.chosen] == ["keep", "keep", "half"]
 
 
+@pytest.mark.parametrize("n", [3, 5, 8, 11])
+def test_among_many_ties_the_fewest_layers_change(n: int) -> None:
+    # what one layer gives up whole, two give up by halves, four by quarters, at the same loss
+    row = [option(f"{k} of 4", float(k), 4 - k, changed=k > 0) for k in range(5)]
+    found = solve([row] * n, [Limit(name="bytes", ceiling=4 * n - 8)])
+    assert found is not None
+    assert [o.name for o in found.chosen] == ["0 of 4"] * (n - 2) + ["4 of 4"] * 2
+
+
 def test_prices_are_what_the_score_falls_by_per_unit() -> None:
     # every layer loses 3 for each of its 10 bytes: a byte more of room is worth 0.3
     layers = [[option("keep", 0, 10, changed=False), option("none", 3, 0)] for _ in range(6)]

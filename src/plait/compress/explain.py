@@ -129,7 +129,7 @@ def explain(answer: Answer, teacher: ModelConfig) -> Explanation:
     for limit in budget:
         used, price = answer.solution.used[limit.name], prices[limit.name]
         share = f"{shown(used, limit.unit)} of {shown(limit.ceiling, limit.unit)}"
-        text = f"{limit.name} {share}, {_priced(price, limit.unit)}"
+        text = f"{limit.name} {share}, {_priced(price, limit)}"
         limits.append(
             {
                 "name": limit.name,
@@ -160,22 +160,30 @@ def nearest_text(found: Sequence[Nearest], ceilings: Mapping[str, float]) -> str
     return "\n".join(lines)
 
 
+SCALES: Mapping[str, tuple[tuple[float, str], ...]] = {
+    "bytes": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes")),
+    "s": ((1, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "": ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"), (1, "")),
+}
+
+
 def shown(value: float, unit: str) -> str:
     """A number of this unit for people."""
-    if unit == "bytes":
-        for name, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-            if abs(value) >= scale:
-                return f"{value / scale:.4g} {name}"
-        return f"{value:.0f} bytes"
-    if unit == "s":
-        return f"{value * 1e3:.4g} ms"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    scale, name = _scale(abs(value), unit)
+    return f"{value / scale:.4g} {name}".strip()
 
 
-def _priced(price: float, unit: str) -> str:
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """The largest scale of a unit that a value reaches, else the smallest."""
+    scales = SCALES.get(unit, ((1, unit),))
+    return next((row for row in scales if value >= row[0]), scales[-1])
+
+
+def _priced(price: float, limit: Limit) -> str:
     if not price:
         return "more of it would bring nothing"
-    scale, name = {"bytes": (2**30, "GiB"), "s": (1e-3, "ms")}.get(unit, (1e6, "million"))
+    # a price holds for a little more only
+    scale, name = _scale(limit.ceiling / 10, limit.unit)
     return f"one more {name} would save about {price * scale:.3g}"
 
 

@@ -154,8 +154,8 @@ def _undominated(
 ) -> list[tuple[int, int]]:
     """(rank, units of score) of the options that the answer may hold.
 
-    Left out is what alone loses more than the best answer, and what another option beats or equals in everything:
-    score, every use, being unchanged, and rank.
+    Left out is what alone loses more than the best answer, and what an earlier option beats or equals in score and in
+    every use; of a changed and an unchanged one, the unchanged is the earlier.
     """
     names = sorted({name for option in options for name in option.uses})
     uses = [[option.uses.get(name, 0) for name in names] for option in options]
@@ -165,7 +165,6 @@ def _undominated(
             continue
         beaten = any(
             units[k] <= units[j]
-            and options[k].changed <= option.changed
             and options[k].agrees in (None, option.agrees)
             and all(a <= b for a, b in zip(uses[k], uses[j], strict=True))
             for k in kept
