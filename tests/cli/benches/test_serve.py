@@ -109,10 +109,13 @@ def test_quantiles_are_values_that_were_measured() -> None:
 def test_figures_follow_from_times() -> None:
     def heard(due: float, first: float, last: float, tokens: int, error: str = "") -> Heard:
         pieces = [first, *([last] if tokens > 1 else [])]
-        return Heard(due_s=due, sent_s=due + 9, pieces_s=pieces, tokens=tokens, prompt_tokens=10, error=error)
+        return Heard(
+            due_s=due, sent_s=due + 9, ended_s=last, pieces_s=pieces, tokens=tokens, prompt_tokens=10, error=error
+        )
 
     done = summed([heard(0, 1, 3, 5), heard(1, 4, 4, 1), heard(2, 3, 9, 4), heard(0, 0, 90, 50, "refused")])
     assert done.ends == {"whole": 3, "refused": 1}
+    assert done.figures["time to be refused p50"] == 81_000
     # ten tokens from the first request at 0 to the last piece at 9
     assert done.figures["output tokens/s"] == pytest.approx(10 / 9)
     assert done.figures["input tokens/s"] == pytest.approx(30 / 9)

@@ -60,6 +60,9 @@ def summed(heard: Sequence[Heard]) -> Round:
     for one in heard:
         end = one.error.partition(":")[0] or "whole"
         found.ends[end] = found.ends.get(end, 0) + 1
+    refused = [1000 * (one.ended_s - one.sent_s) for one in heard if one.error == REFUSED]
+    if refused:
+        found.figures |= {f"time to be refused p{100 * share:g}": quantile(refused, share) for share in SHARES}
     whole = [one for one in heard if not one.error]
     if not whole:
         return found
@@ -108,15 +111,15 @@ def add_level(report: Report, level: Level, sides: dict[str, list[Round]]) -> No
         report.add(f"{where} failed", sum(ends.values()))
         for end, n in sorted(ends.items()):
             report.add(f"{where} failed: {end}", n)
-        done = [one for one in rounds if one.figures]
+        done = [one for one in rounds if one.answer_tokens]
         if done:
             report.add(f"{where} prompt, mean", statistics.mean(one.prompt_tokens for one in done), "tokens")
             cached = statistics.mean(one.cached_tokens for one in done)
             report.add(f"{where} prompt from a cache, mean", cached, "tokens")
             report.add(f"{where} answer, mean", statistics.mean(one.answer_tokens for one in done), "tokens")
-            for figure in done[0].figures:
-                values = [one.figures[figure] for one in done if figure in one.figures]
-                add_median(report, f"{where} {figure}", values, UNITS.get(figure, "ms"))
+        for figure in dict.fromkeys(figure for one in rounds for figure in one.figures):
+            values = [one.figures[figure] for one in rounds if figure in one.figures]
+            add_median(report, f"{where} {figure}", values, UNITS.get(figure, "ms"))
     if len(sides) == 2:
         ours, theirs = ([one.figures for one in rounds] for rounds in sides.values())
         for figure in ("output tokens/s", "time to first token p50", "time between tokens p50"):
