@@ -25,7 +25,7 @@ def checked(core: Core) -> None:
     core.pool.check([s.lease for s in sequences if s.lease is not None], snapshots)
 
 
-def finish(engine: Engine, answers: dict[tuple[Handle, int], list[int]] | None = None, steps: int = 10_000) -> None:
+def finish(engine: Engine, answers: dict[tuple[Handle, int], list[int]] | None = None, steps: int = 3_000) -> None:
     for _ in range(steps):
         if not engine.has_work():
             return

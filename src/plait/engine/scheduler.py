@@ -84,11 +84,20 @@ class Scheduler:
     def _let_in(self) -> None:
         while self.pool.has_slot():
             sequence = self._next()
-            if sequence is None or not self._open(sequence):
+            if sequence is None:
+                return
+            if not self._open(sequence) and (self.running or not self._leave_origins() or not self._open(sequence)):
                 return
             (self.aside if sequence in self.aside else self.waiting).remove(sequence)
             self.running.append(sequence)
             self.peak_wait_steps = max(self.peak_wait_steps, self.steps - 1 - sequence.queued_step)
+
+    def _leave_origins(self) -> bool:
+        """Give up shared prompts that wait for answers, which may be all that is in the way; whether there were any."""
+        handles = {id(s.handle): s.handle for s in (*self.aside, *self.waiting) if s.handle.origin is not None}
+        for handle in handles.values():
+            handle.leave_origin(self.pool)
+        return bool(handles)
 
     def _next(self) -> Sequence | None:
         if self.aside:
@@ -107,10 +116,6 @@ class Scheduler:
             sequence.lease = self.pool.take(sequence.saved, room)
         elif sequence.index and origin is not None and not sequence.row.ids:
             sequence.lease = self.pool.open(room, origin.snapshot)
-            if sequence.lease is None and not self.running:
-                # the shared prompt itself is in the way
-                sequence.handle.leave_origin(self.pool)
-                sequence.lease = self.pool.open(room)
         elif sequence.row.n_cached and session is not None and session.cache is not None:
             sequence.lease = self.pool.take(session.cache, room)
         else:

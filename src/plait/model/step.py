@@ -16,10 +16,13 @@ from plait.model.config import ModelConfig
 from plait.model.layers import KINDS
 from plait.model.layers.attention import KVState
 from plait.ops.dispatch import is_free
-from plait.ops.tape import MOST_ROWS, Tape
+from plait.ops.tape import Tape
 from plait.ops.watch import Watch
 from plait.ops.weights import Rounded, UnfitError
 from plait.precision.recipe import PrecisionRecipe
+
+# rows of an ordinary cache that a tape serves; PyTorch's products take more
+FEW = 16
 
 
 class Places(Protocol):
@@ -91,6 +94,7 @@ def step_rows(
     slots: Sequence[int],
     lengths: Sequence[int],
     tables: Sequence[Sequence[int]],
+    into: Sequence[int] | None = None,
 ) -> Tensor | None:
     """Logits of one token for some sequences of a paged cache, their states moved on by it.
 
@@ -101,6 +105,8 @@ def step_rows(
         cache: where the sequences are.
         ids: the tokens, of the vocabulary.
         slots, lengths, tables: of each sequence: its slot, its tokens with the new one, the pages of these.
+        into: where their states go, None for where they came from. With it, rows may be tokens of one sequence in
+            their order: each reads the slot that the one before it wrote.
 
     Returns: (B, V) in the compute dtype; None where the ordinary forward must serve, and nothing has happened.
     """
@@ -120,13 +126,14 @@ def step_rows(
         width = max(len(tables[row]) for row in rows)
         table = [[*tables[row], *[0] * (width - len(tables[row]))] for row in rows]
         token, slot, length = (torch.tensor([of[row] for row in rows]) for of in (ids, slots, lengths))
-        parts.append(tape.run_rows(token, slot, length, torch.tensor(table, dtype=torch.int32)))
+        goal = None if into is None else torch.tensor([into[row] for row in rows])
+        parts.append(tape.run_rows(token, slot, length, torch.tensor(table, dtype=torch.int32), goal))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _is_plain(model: Model, ids: Tensor, cache: Cache) -> bool:
     """One known id per row of a cache on a processor, and nobody asks for gradients or for a certain backend."""
-    if ids.dim() != 2 or ids.shape[1] != 1 or ids.shape[0] != cache.batch or cache.batch > MOST_ROWS:
+    if ids.dim() != 2 or ids.shape[1] != 1 or ids.shape[0] != cache.batch or cache.batch > FEW:
         return False
     if not ids.is_cpu or ids.dtype != torch.int64 or torch.is_grad_enabled():
         return False

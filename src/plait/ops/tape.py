@@ -25,7 +25,7 @@ from plait.ops.dispatch import native_serves
 from plait.ops.watch import TURNS, Watch, news
 from plait.ops.weights import Rounded, UnfitError, Weights
 
-MOST_ROWS = 16
+MOST_ROWS = 64
 Y_AT = 22  # where a linear record says what it writes to
 
 Word = int | float | Tensor | None
@@ -281,7 +281,9 @@ class Tape:
         self._native.run_tape(self._words, self.batch, ids.contiguous(), positions, mask, n_keys)
         return logits
 
-    def run_rows(self, ids: Tensor, slots: Tensor, lengths: Tensor, tables: Tensor) -> Tensor:
+    def run_rows(
+        self, ids: Tensor, slots: Tensor, lengths: Tensor, tables: Tensor, into: Tensor | None = None
+    ) -> Tensor:
         """One token of each of n <= B sequences, after `follow`, wherever their states and pages are.
 
         Args:
@@ -289,12 +291,14 @@ class Tape:
             slots: (n,) int64, whose state is whose.
             lengths: (n,) int64, tokens of each sequence, the new one included.
             tables: (n, pages) int32: the pages of each sequence's keys and values, each of a multiple of 64 tokens.
+            into: (n,) int64, slots where the rows' states go, None for where they came from. Rows may then be tokens of
+                one sequence in their order: each reads the slot that the one before it wrote.
 
         Returns: (n, V) logits in the compute dtype; a row's do not depend on the others.
         """
         logits = torch.empty(len(ids), self._n_logits, dtype=self.compute)
         self._words[self._logits_at] = logits.data_ptr()
-        self._native.run_rows(self._words, ids, lengths - 1, slots, lengths, tables)
+        self._native.run_rows(self._words, ids, lengths - 1, slots, lengths, tables, into)
         return logits
 
     def _follow(self, link: Link, t: Tensor) -> None:

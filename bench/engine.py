@@ -1,0 +1,209 @@
+"""Measure the engine's running batch: `python bench/engine.py batching|twins [--model 290m] [--json FILE]`.
+
+batching   32 mixed requests at once against the same ones after each other: output tokens/s of both, in turns
+twins      a hybrid against its Transformer twin, as many sequences as a cache of fixed size holds, at 8k in / 1k out
+           and 32k in / 256 out: output tokens/s, the reading of the prompts included. Pieces of a prompt are timed at
+           eight depths and steps at eight fillings, and added up over the run; --whole runs everything instead
+
+Weights are random, and no answer ends before its length. Prompts of a thousand tokens and more take minutes.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from plait.cli.benches import frozen
+from plait.cli.benches.sides import add_median, alternate
+from plait.engine.core import Limits
+from plait.engine.engine import Engine
+from plait.engine.request import Request, Sampling
+from plait.model.hybrid import Hybrid
+from plait.report import Report, provenance
+
+GREEDY = Sampling(temperature=0.0, ignore_eos=True)
+MIXES = ((8192, 1024), (32768, 256))
+DEPTHS = 8
+
+
+def requests_of(n: int, vocab_size: int, scale: float, seed: int = 0) -> list[Request]:
+    """Mixed ones: prompts of 16 to 512 tokens, answers of 32 to 256, times `scale`."""
+    r = random.Random(seed)
+    made = []
+    for _ in range(n):
+        prompt = [r.randrange(vocab_size) for _ in range(max(1, round(scale * r.choice([16, 64, 128, 256, 512]))))]
+        answer = max(2, round(scale * r.choice([32, 64, 128, 256])))
+        made.append(Request(prompt_ids=tuple(prompt), sampling=replace(GREEDY, max_tokens=answer)))
+    return made
+
+
+def run(engine: Engine, requests: list[Request]) -> int:
+    """Everything at once; output tokens."""
+    for request in requests:
+        engine.submit(request)
+    n = 0
+    while engine.has_work():
+        n += sum(len(delta.token_ids) for delta in engine.step())
+    return n
+
+
+def rate(make: Callable[[], int]) -> Callable[[], float]:
+    """Tokens per second of what makes so many."""
+
+    def side() -> float:
+        begin = time.perf_counter()
+        return make() / (time.perf_counter() - begin)
+
+    return side
+
+
+def batching(report: Report, model: Hybrid, args: argparse.Namespace) -> None:
+    """32 mixed requests together, after each other in the same engine, and by `generate` one at a time."""
+    requests = requests_of(args.requests, model.config.vocab_size, args.scale)
+    together = Engine(model, limits=Limits(max_running=args.requests, prefix_bytes=0))
+    single = Engine(model, limits=Limits(max_running=1, prefix_bytes=0))
+    plain = Engine(model, max_batch=1)
+
+    def generated() -> int:
+        ids = [list(request.prompt_ids) for request in requests]
+        return sum(len(c.token_ids) for c in plain.generate(ids, [request.sampling for request in requests]))
+
+    sides = {
+        "continuous batching": rate(lambda: run(together, requests)),
+        "one at a time, same engine": rate(lambda: run(single, requests)),
+        "one at a time, generate": rate(generated),
+    }
+    found = alternate(sides, args.rounds, label="batching", budget_s=1e9)
+    for name, values in found.items():
+        add_median(report, name, values, "tokens/s")
+    first = found["continuous batching"]
+    for name in list(sides)[1:]:
+        add_median(report, f"continuous / {name}", [a / b for a, b in zip(first, found[name], strict=True)], "x")
+    load = together.load()
+    report.add("steps", load.steps)
+    report.add("longest wait", load.peak_wait_steps, "steps")
+
+
+class Sized:
+    """An engine whose cache of fixed size holds as many sequences of a mix as fit."""
+
+    def __init__(self, model: Hybrid, n_bytes: int, prompt: int, answer: int) -> None:
+        """Raises: ValueError if not even one fits."""
+        self.model, self.prompt, self.answer = model, prompt, answer
+        one = Engine(model, limits=Limits(cache_bytes=1 << 40, max_running=1)).core.pool
+        each = one.slot_bytes + one.pages_for(prompt + answer) * one.page_bytes
+        if each > n_bytes:
+            raise ValueError(f"one sequence of {prompt + answer} tokens needs {each} bytes of cache, not {n_bytes}")
+        self.n = n_bytes // each
+        limits = Limits(cache_bytes=self.n * each, max_running=self.n, prefix_bytes=0)
+        self.engine, self.each = Engine(model, limits=limits), each
+
+    def whole(self) -> float:
+        """Seconds of really running it."""
+        r = random.Random(0)
+        ids = (tuple(r.randrange(self.model.config.vocab_size) for _ in range(self.prompt)) for _ in range(self.n))
+        sampling = replace(GREEDY, max_tokens=self.answer)
+        begin = time.perf_counter()
+        run(self.engine, [Request(prompt_ids=prompt, sampling=sampling) for prompt in ids])
+        return time.perf_counter() - begin
+
+    @torch.inference_mode()
+    def parts(self) -> tuple[float, float]:
+        """Seconds of reading one prompt, and of one step of all sequences on the way, from a few of each."""
+        from plait.model.paged import Rows
+        from plait.model.step import step_rows
+
+        core, piece = self.engine.core, self.engine.limits.piece
+        leases = [core.pool.open(self.prompt + self.answer) for _ in range(self.n)]
+        held = [lease for lease in leases if lease is not None]
+        ids = torch.ones(1, piece, dtype=torch.int64)
+        read, steps = [], []
+        for i in range(DEPTHS):
+            first = int((i + 0.5) * self.prompt / DEPTHS) // piece * piece
+            rows = Rows(core.pool.cache, [held[0].slot], [held[0].pages], [first])
+            read.append(seconds(lambda rows=rows: self.model.hidden(ids, cache=rows)))
+            length = self.prompt + int((i + 0.5) * self.answer / DEPTHS)
+            slots, tables = [lease.slot for lease in held], [lease.pages for lease in held]
+            lengths = [length] * self.n
+            places = [1] * self.n, slots, lengths, tables
+            steps.append(seconds(lambda places=places: step_rows(self.model, core.pool.cache, *places)))
+        for lease in held:
+            core.pool.close(lease)
+        return sum(read) / DEPTHS * self.prompt / piece, sum(steps) / DEPTHS
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """The quicker of two."""
+    took = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - begin)
+    return min(took)
+
+
+def twins(report: Report, models: dict[str, Hybrid], args: argparse.Namespace) -> None:
+    """Both with as many sequences as fit."""
+    for prompt, answer in MIXES:
+        rates = {}
+        for name, model in models.items():
+            what = f"{prompt}/{answer} {name}"
+            try:
+                sized = Sized(model, args.cache, prompt, answer)
+            except ValueError as error:
+                report.add(f"{what}: {error}", 0, "tokens/s")
+                continue
+            report.add(f"{what} sequences", sized.n)
+            report.add(f"{what} cache of one", sized.each, "bytes")
+            if args.whole:
+                total = sized.whole()
+            else:
+                reading, step = sized.parts()
+                report.add(f"{what} reading one prompt", reading, "s")
+                report.add(f"{what} step of all", step, "s")
+                report.add(f"{what} output while writing only", sized.n / step, "tokens/s")
+                total = sized.n * reading + answer * step
+            rates[name] = sized.n * answer / total
+            report.add(f"{what} output", rates[name], "tokens/s")
+        if len(rates) == 2:
+            report.add(f"{prompt}/{answer} hybrid / twin", rates["hybrid"] / rates["twin"], "x")
+
+
+def main() -> None:
+    """Measure, print, and save if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("batching", "twins"))
+    parser.add_argument("--model", default="290m", help="of batching")
+    parser.add_argument("--recipe", default="bf16")
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--scale", type=float, default=1.0, help="of prompts and answers")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache", type=int, default=1 << 30, help="bytes, of twins")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", default="", help="file of JSON lines")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    report = Report(f"engine, {args.what}, {args.recipe}", provenance=provenance(0))
+    report.add("threads", torch.get_num_threads())
+    names = {"hybrid": args.model} if args.what == "batching" else {"hybrid": args.model, "twin": "twin"}
+    models = {}
+    for name, known in names.items():
+        with frozen.checkpoint_of(known) as folder:
+            models[name] = frozen.loaded(folder, args.recipe)
+        report.add(f"{name} parameters", models[name].config.cost().params)
+    if args.what == "batching":
+        batching(report, models["hybrid"], args)
+    else:
+        twins(report, models, args)
+    print(report.table())
+    if args.json:
+        report.save_jsonl(args.json)
+
+
+if __name__ == "__main__":
+    main()
