@@ -14,9 +14,10 @@ from plait.compress.costs import Costs, Load
 from plait.compress.distill import Data, Rows
 from plait.compress.job import Job, Long, Scoring, Teaching
 from plait.compress.local import Lessons
-from plait.compress.pipeline import Compression, Teacher, Tools
+from plait.compress.pipeline import Compression
 from plait.compress.roofline import Roofline
 from plait.compress.stages import Stages, identity_of
+from plait.compress.teacher import Teacher, Tools
 from plait.data.shards import Dataset
 from plait.formats.checkpoint import Checkpoint, load, save
 from plait.model.plan import MACHINES

@@ -6,6 +6,8 @@ OUT/job.json         all settings; `plait compress CHECKPOINT --settings OUT/job
 OUT/stages/          what every stage has made: a run that was stopped goes on where it was
 OUT/blocks.jsonl     measured times of layers, with --device this
 
+With --elastic OUT/model holds several sizes: `plait convert OUT/model DST --to hf --slice 0.8` cuts one out.
+
 `plait compress explain OUT` says for every layer what else it could have been, and why it is what it is.
 """
 
@@ -16,13 +18,15 @@ from pathlib import Path
 
 import torch
 
-from plait.cli.compressing import estimate, explained, pages, texts
+from plait.cli.compressing import elastic_pages, estimate, explained, pages, texts
 from plait.cli.compressing.asked import EXPLAIN, costs_of, job_of
 from plait.cli.compressing.asked import Inputs as Inputs
 from plait.cli.compressing.results import Results, note
 from plait.compress.job import Job
-from plait.compress.pipeline import Compression, Teacher, Tools
+from plait.compress.nested import elastic
+from plait.compress.pipeline import Compression
 from plait.compress.stages import Stages, UntilError, identity_of
+from plait.compress.teacher import Teacher, Tools
 from plait.config import ConfigError, to_dict
 from plait.evals.suite import DEFAULT, Suite, judge
 from plait.formats.checkpoint import Checkpoint
@@ -36,7 +40,8 @@ from plait.train.progress import progress
 
 EXAMPLE = """plait compress runs/first/final --memory 200MiB --context 32k --min-speedup 1.2 --data tokens --tokens 20M
   plait compress nemotron-h-8b --memory 22GiB --context 128k --device a10g --data texts/ --dry-run
-  plait compress explain runs/final-compressed"""
+  plait compress runs/first/final --elastic 0.8,0.6 --data tokens --tokens 20M --compare
+  plait compress explain runs/first-compressed"""
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,9 @@ def run(inputs: Inputs) -> Report:
     assert inputs.data is not None
     job = job_of(inputs, inputs.more)
     teacher = _teacher(Path(inputs.teacher), job)
-    out = inputs.out or Path("runs") / f"{Path(inputs.teacher).resolve().name}-compressed"
+    out = inputs.out or Path("runs") / f"{name_of(Path(inputs.teacher))}-compressed"
+    if inputs.dry_run and inputs.elastic:
+        raise ConfigError("dry_run tells of a budget; with --elastic the time is that of as many steps as tokens make")
     if inputs.dry_run:
         return estimate.estimate(job, teacher, inputs.data, costs_of(job, estimate.scratch()))
     if texts.is_tokens(inputs.data):
@@ -59,7 +66,8 @@ def run(inputs: Inputs) -> Report:
         data = texts.check_tokens(folder, teacher)
         texts.check_length(data, job)
         costs = costs_of(job, out / "blocks.jsonl")
-        estimate.require(job, teacher.config, costs)
+        if not inputs.elastic:
+            estimate.require(job, teacher.config, costs)
         write_whole(out / "job.json", json.dumps(to_dict(job), indent=1) + "\n")
         stages = Stages(out, again=inputs.again, until=inputs.until)
         stages.sweep()
@@ -71,12 +79,15 @@ def run(inputs: Inputs) -> Report:
         tools = Tools(observe=_watch, judge=suite and judge(suite), judged=judged, say=log.info)
         work = Compression(job, held, data, costs, stages, tools)
         try:
+            if inputs.elastic:
+                last = elastic(work, inputs.elastic, compares=inputs.compare)
+                return elastic_pages.write(last, out, name_of(teacher.folder))
             work.run()
         except UntilError as stopped:
             report = Report(str(stopped), provenance=provenance(job.seed))
             report.add("stages made", sum(made for *_, made in stages.ran))
             return report
-        note(out, teacher.folder.resolve().name, stages.ran)
+        note(out, name_of(teacher.folder), stages.ran)
         results = Results.read(out)
         results.publish(teacher)
         report = pages.write(results, out)
@@ -104,6 +115,12 @@ def _teacher(folder: Path, job: Job) -> Checkpoint:
     if needs.is_needed and recipe_of(job.teaching.precision).name != needs.name:
         raise ConfigError(f'{folder} is a {needs.name!r} model; train its students in that: --precision "{needs.name}"')
     return teacher
+
+
+def name_of(folder: Path) -> str:
+    """What to call a checkpoint: by its folder, or by the one around it where that says more."""
+    path = folder.resolve()
+    return path.parent.name if path.name in ("final", "model") and path.parent.name else path.name
 
 
 def _suite(inputs: Inputs, teacher: Checkpoint) -> Suite | None:

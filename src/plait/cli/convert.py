@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from plait.cli.launch import arg
+from plait.compress.elastic import Sizes
 from plait.config import nearest
 from plait.formats.checkpoint import Checkpoint
 from plait.precision import RECIPES
@@ -23,6 +24,7 @@ from plait.report import Report
 EXAMPLE = """plait convert downloads/nemotron-h-8b mine --to native
   plait convert runs/demo/model shared/demo-hf --to hf --dtype bfloat16
   plait convert mine mine-int4 --to native --quantize int4
+  plait convert elastic/model small --to hf --slice 0.6
   plait convert bitnet-masters bitnet-packed --to hf --quantize ternary-packed"""
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -46,6 +48,7 @@ class Inputs:
     dequantize: bool = arg(
         default=False, help="packed ternary codes become masters again, which round to the same codes"
     )
+    slice: str | None = arg(default=None, help="cut this size out of an elastic model, such as 0.8; see plait compress")
     force: bool = arg(default=False, help="replace a checkpoint that is in the target folder already")
     verify: bool | None = arg(
         default=None,
@@ -70,16 +73,18 @@ class Inputs:
 def run(inputs: Inputs) -> Report:
     """Convert; what cannot be expressed is refused before the first byte is written."""
     start = time.perf_counter()
-    checkpoint = Checkpoint.open(inputs.source)
+    checkpoint, verify = Checkpoint.open(inputs.source), inputs.verify
+    if inputs.slice is not None:
+        checkpoint.check(required=verify is True)
+        # a slice has other bytes than the folder's checksums speak of
+        checkpoint, verify = Sizes.open(inputs.source).slice(checkpoint, inputs.slice), False
     if inputs.quantize is not None:
         checkpoint = checkpoint.quantized(inputs.quantize, inputs.dtype)
     if inputs.dequantize:
         checkpoint = checkpoint.dequantized(inputs.dtype or "bfloat16")
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     with _progress(n_bytes) as show:
-        checkpoint.save(
-            inputs.target, inputs.to, inputs.dtype, overwrite=inputs.force, progress=show, verify=inputs.verify
-        )
+        checkpoint.save(inputs.target, inputs.to, inputs.dtype, overwrite=inputs.force, progress=show, verify=verify)
     seconds = time.perf_counter() - start
     report = Report(f"{inputs.source} ({checkpoint.provenance['format']}) to {inputs.target} ({inputs.to})")
     files = sorted(inputs.target.glob("*.safetensors"))

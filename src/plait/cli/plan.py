@@ -77,7 +77,7 @@ def run(inputs: Inputs) -> Drawn:
     config, where = find_model(inputs.model)
     recipe = recipe_of(inputs.recipe or config.recipe)
     width = recipe.compute.itemsize
-    machine = _this(width) if inputs.device == THIS else machine_of(inputs.device)
+    machine = machine_here(width) if inputs.device == THIS else machine_of(inputs.device)
     held = weights(config, recipe)
     n = needs(
         config,
@@ -103,7 +103,8 @@ def run(inputs: Inputs) -> Drawn:
     return report
 
 
-def _this(width: int) -> Machine:
+def machine_here(width: int) -> Machine:
+    """This machine, measured in half a second; width: bytes of a number that it computes with."""
     from plait.cli.machine import memory_bytes, speed
 
     found = speed()

@@ -17,10 +17,12 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from plait.compress.plan import Plan
 from plait.data.loader import Loader
 from plait.data.shards import Dataset
 from plait.formats.checkpoint import Checkpoint, load, save
 from plait.model.hybrid import Hybrid
+from plait.train.distill import Streams
 from plait.train.loop import TrainConfig, train
 from plait.train.metrics import Observer, write_whole
 from plait.train.objective import Loss, Objective, Size
@@ -198,6 +200,16 @@ def curve_of(folder: Path) -> list[tuple[int, float]]:
     path = folder / RUN / "metrics.jsonl"
     rows: list[Mapping[str, float]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [(int(row["tokens"]), float(row["loss"])) for row in rows if row.get("applied", True)]
+
+
+def streams_of(plan: Plan, n_layers: int, channels: tuple[int, ...] | None, weight: float) -> Streams:
+    """Which streams of student and teacher belong together: what each layer of the student is to hand on.
+
+    The layer after student layer i is the teacher's kept[i + 1], which is used to the stream after all teacher layers
+    before it, those that were dropped included; the last one meets the teacher's last stream.
+    """
+    ends = (*plan.kept[1:], n_layers)
+    return Streams(weight=weight, pairs=tuple((i + 1, end) for i, end in enumerate(ends)), channels=channels)
 
 
 def _shards(data: Dataset) -> list[object]:

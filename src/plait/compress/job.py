@@ -17,22 +17,11 @@ from plait.train.optim import Optim
 from plait.train.schedule import Schedule
 
 # the order in which the stages of a compression run
-STAGES = (
-    "profile",
-    "score",
-    "library",
-    "search",
-    "realise",
-    "answers",
-    "short",
-    "choose",
-    "distil",
-    "extend",
-    "verify",
-)
+STAGES = ("profile", "score", "library", "search", "realise", "answers", "short", "choose", "distil", "extend")
+STAGES += ("verify", "elastic", "alone", "compare")
 BASELINES = ("depth", "width", "magnitude", "random")
 # learning rate times model width: 1e-4 at a width of 4096, and never more than MOST_LR
-LR_WIDTH, MOST_LR = 0.4, 2e-3
+LR_WIDTH, MOST_LR = 0.4, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +77,7 @@ class Teaching:
     first of these; None is a tenth. share, temperature: of the divergence (train/distill.py). streams: what the
     teacher's residual streams weigh. top: likeliest tokens of each answer to keep on the disk, so that the teacher
     leaves memory; 0 keeps the teacher. teacher: precision that it is held in, such as "int8"; None as it is stored.
-    lr: the highest; None is 0.4 over the student's width, at most 2e-3. rows, long: batches.
+    lr: the highest; None is 0.4 over the student's width, at most 1e-3. rows, long: batches.
     validation_batches: of held-out text. save_minutes, save_every: how often a run can be resumed from.
     """
 
@@ -147,7 +136,7 @@ class Teaching:
 
     def schedule(self, d_model: int, steps: int) -> Schedule:
         """Of a run of so many updates."""
-        warmup = min(100, max(1, steps // 20))
+        warmup = min(100, max(1, steps // 10))
         return Schedule(peak=self.peak(d_model), kind="cosine", warmup_steps=warmup, final_ratio=0.1)
 
 

@@ -15,90 +15,36 @@
 Source   NVIDIA 2025, arXiv:2504.03624 section 2.3 (MiniPuzzle); arXiv:2508.14444 section 4 (Nano 2).
 """
 
-import gc
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from plait.compress import options
 from plait.compress.costs import Costs
-from plait.compress.distill import MODEL, Data, Later, distil, keep, outcome_of, student
+from plait.compress.distill import Data, Later, distil, keep, outcome_of, streams_of, student
 from plait.compress.found import Found, Given, Named, search
-from plait.compress.grid import space_around
 from plait.compress.job import Job, Long
 from plait.compress.layers import score_layers
-from plait.compress.local import teach
-from plait.compress.plan import Plan, shrunk
-from plait.compress.prune import kept_channels, prune
-from plait.compress.puzzle import Problem
-from plait.compress.replace import library
+from plait.compress.prune import kept_channels
 from plait.compress.score import Scores, score
-from plait.compress.single import Harm, harm_of, score_library
 from plait.compress.stages import Stages
-from plait.compress.verify import Judge, Subject, verify
+from plait.compress.teacher import Teacher, Tools
+from plait.compress.verify import Subject, verify
 from plait.config import to_dict
 from plait.data.loader import Batch
-from plait.formats.checkpoint import Checkpoint
 from plait.model.hybrid import Hybrid, build
 from plait.train.answers import Answers, write_answers
 from plait.train.distill import Distill, DistillAnswers, Streams
 from plait.train.loop import TrainConfig
-from plait.train.metrics import Observer, write_whole
+from plait.train.metrics import write_whole
 from plait.train.objective import Objective
 from plait.train.pretrain import NextToken
 
 log = logging.getLogger(__name__)
 
 SCORES, FOUND, CHOICE, PROFILE = "scores.safetensors", "search.json", "choice.json", "profile.json"
-WIDTHS = "widths.json"
-
-
-@dataclass(slots=True, kw_only=True)
-class Teacher:
-    """The model to learn from; read when a stage needs it, and let go of between stages.
-
-    checkpoint: where it lies. identity: what it is (stages.identity_of). recipe: precision, None as it is stored.
-    """
-
-    checkpoint: Checkpoint
-    identity: str
-    device: str = "cpu"
-    recipe: str | None = None
-    held: dict[str | None, Hybrid] = field(default_factory=dict)
-
-    def exact(self) -> Hybrid:
-        """As it is stored."""
-        return self._model(None)
-
-    def taught(self) -> Hybrid:
-        """In the precision in which it teaches."""
-        return self._model(self.recipe)
-
-    def let_go(self) -> None:
-        """Give its memory back."""
-        self.held.clear()
-        gc.collect()
-
-    def _model(self, recipe: str | None) -> Hybrid:
-        if recipe not in self.held:
-            self.held.clear()
-            model = self.checkpoint.model(recipe=recipe, device=self.device)
-            self.held[recipe] = model.requires_grad_(False).eval()
-        return self.held[recipe]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What a compression is given from outside. observe: makes what watches a run of so many updates.
-
-    judge: gives the task scores of a model by name, None for none. say: told in words what goes on.
-    """
-
-    observe: Callable[[int], Sequence[Observer]] = lambda steps: ()
-    judge: Judge | None = None
-    judged: object = None
-    say: Callable[[str], None] = log.info
 
 
 class Compression:
@@ -179,25 +125,20 @@ class Compression:
         job = self.job
 
         def make(folder: Path) -> None:
-            teacher, source = self.teacher.exact(), self.teacher.checkpoint
             texts = self.data.loader(job.teaching.rows, seed=job.seed + 3)
-            replacements = library(self.config, job.menu)
-            lessons = replace(job.lessons, seed=job.seed)
-            teach(
-                teacher, source, self._scores(), replacements, lambda i: [texts.batch(i)], folder / "weights", lessons
+            options.make(
+                folder,
+                job,
+                self.teacher.checkpoint,
+                self.teacher.exact(),
+                self.scores(),
+                lambda step: [texts.batch(step)],
+                self._batches(job.ranking, first=job.scoring.batches),
             )
-            held_out = self._batches(job.ranking, first=job.scoring.batches)
-            score_library(teacher, replacements, folder / "weights", held_out, folder)
-            widths = {}
-            for d_model in self._widths():
-                narrow = prune(source, shrunk(self.config, d_model=d_model), self._scores())
-                model = narrow.model(device=self.teacher.device, verify=False).eval()
-                widths[str(d_model)] = asdict(harm_of(teacher, model, held_out))
-            write_whole(folder / WIDTHS, json.dumps(widths, indent=1) + "\n")
 
         inputs = {**self.base, "scores": self.score(), "data": self.data.identity(), "ranking": job.ranking}
         inputs |= {"rows": to_dict(job.teaching.rows), "menu": to_dict(job.menu), "lessons": to_dict(job.lessons)}
-        return self.stages.run("library", inputs | {"widths": self._widths()}, make)
+        return self.stages.run("library", inputs | {"widths": options.widths(job, self.config)}, make)
 
     def found(self) -> Found:
         """Plans within the budget, and baselines."""
@@ -214,13 +155,13 @@ class Compression:
                 job=job,
                 checkpoint=self.teacher.checkpoint,
                 teacher=self.teacher.exact(),
-                scores=self._scores(),
+                scores=self.scores(),
                 costs=self.costs,
                 budget=job.budget.against(self.costs.total(self.config)),
                 batches=self._batches(job.ranking, first=job.scoring.batches),
                 folder=folder,
                 say=self.tools.say,
-                problem=None if library is None else self._problem(library),
+                problem=None if library is None else options.problem(library, job, self.teacher.exact(), self.costs),
             )
             found = search(given)
             write_whole(folder / FOUND, json.dumps(found.to_dict(folder), indent=1) + "\n")
@@ -244,7 +185,7 @@ class Compression:
         scored, searched = self.score(), self.searched()
 
         def make(folder: Path) -> None:
-            keep(one.cut(self.teacher.checkpoint, self._scores_of(one)), folder, self._tokenizer())
+            keep(one.cut(self.teacher.checkpoint, self.scores_of(one)), folder, self.tokenizer())
 
         inputs = {**self.base, "scores": scored, "cut": one.to_dict(searched) | {"name": "", "facts": {}}}
         if one.scores is not None or one.plan.replaced:
@@ -258,7 +199,7 @@ class Compression:
             return None
 
         def make(folder: Path) -> None:
-            goal = self._text()
+            goal = self.text()
             write_answers(
                 folder / "answers",
                 goal,
@@ -269,7 +210,7 @@ class Compression:
                 name=self.teacher.identity,
             )
 
-        inputs = {**self.base, **self._reading(), "steps": teaching.main_steps, "top": teaching.top}
+        inputs = {**self.base, **self.reading(), "steps": teaching.main_steps, "top": teaching.top}
         inputs |= {"temperature": teaching.temperature, "held": teaching.teacher}
         return self.stages.run("answers", inputs, make)
 
@@ -307,9 +248,9 @@ class Compression:
             def start() -> Hybrid:
                 return build(one.plan.config, teaching.precision, device=self.teacher.device, seed=self.job.seed)
 
-            self._train(folder, start, self._text(), one, teaching.main_steps, name="scratch")
+            self.train(folder, start, self.text(), one.plan.config.d_model, teaching.main_steps, name="scratch")
 
-        inputs = {**self.base, **self._reading(), "config": one.plan.config.to_dict(), "steps": teaching.main_steps}
+        inputs = {**self.base, **self.reading(), "config": one.plan.config.to_dict(), "steps": teaching.main_steps}
         return self.stages.run("distil-scratch", inputs | {"lr": teaching.peak(one.plan.config.d_model)}, make)
 
     def verify(
@@ -333,7 +274,7 @@ class Compression:
                 rows,
                 job=job,
                 costs=self.costs,
-                batches=list(self._text().validation()),
+                batches=list(self.text().validation()),
                 judge=tools.judge,
                 say=tools.say,
             )
@@ -359,7 +300,7 @@ class Compression:
         teaching = self.job.teaching
 
         def make(folder: Path) -> None:
-            goal = self._text(long)
+            goal = self.text(long)
             taught: Objective
             if told is not None:
                 taught = DistillAnswers(goal, Answers(told / "answers"), share=teaching.share)
@@ -367,18 +308,18 @@ class Compression:
             else:
                 how = {"share": teaching.share, "temperature": teaching.temperature, "name": self.teacher.identity}
                 taught = Distill(goal, self.teacher.taught(), streams=self._streams(one), **how)
-            self._train(
+            self.train(
                 folder,
                 lambda: student(start, teaching.precision, self.teacher.device),
                 Later(taught, first),  # type: ignore[arg-type]
-                one,
+                one.plan.config.d_model,
                 steps,
                 name=start.name,
             )
 
         inputs = {
             **self.base,
-            **self._reading(long),
+            **self.reading(long),
             "start": start,
             "answers": told,
             "first": first,
@@ -391,14 +332,15 @@ class Compression:
         }
         return self.stages.run(stage, inputs, make)
 
-    def _train(
-        self, folder: Path, start: Callable[[], Hybrid], goal: Objective, one: Named, steps: int, *, name: str
+    def train(
+        self, folder: Path, start: Callable[[], Hybrid], goal: Objective, d_model: int, steps: int, *, name: str
     ) -> None:
+        """Train a student of this width, as `distil` does, by the job's settings."""
         teaching = self.job.teaching
         config = TrainConfig(
             steps=steps,
             optim=teaching.optim,
-            schedule=teaching.schedule(one.plan.config.d_model, steps),
+            schedule=teaching.schedule(d_model, steps),
             save_minutes=teaching.save_minutes,
             save_every=teaching.save_every,
             keep=1,
@@ -406,16 +348,18 @@ class Compression:
         )
         watchers = self.tools.observe(steps)
         distil(
-            folder, start, goal, config, name=name, seed=self.job.seed, tokenizer=self._tokenizer(), observers=watchers
+            folder, start, goal, config, name=name, seed=self.job.seed, tokenizer=self.tokenizer(), observers=watchers
         )
 
-    def _text(self, long: Long | None = None) -> NextToken:
+    def text(self, long: Long | None = None) -> NextToken:
+        """Next tokens of the text, as every student reads them."""
         rows = self.job.teaching.rows if long is None else long.rows
         # longer rows are cut from other places
         seed = self.job.seed + (long is not None)
         return self.data.objective(rows, seed=seed, validation_batches=self.job.teaching.validation_batches)
 
-    def _reading(self, long: Long | None = None) -> dict[str, object]:
+    def reading(self, long: Long | None = None) -> dict[str, object]:
+        """What decides how students read and learn, for a stage's inputs."""
         teaching = self.job.teaching
         return {
             "data": self.data.identity(),
@@ -424,25 +368,6 @@ class Compression:
             "optim": to_dict(teaching.optim),
             "validation": teaching.validation_batches,
         }
-
-    def _widths(self) -> list[int]:
-        """Widths of the model below the teacher's that a choice per layer may take."""
-        reach = self.job.space
-        return list(space_around(self.config, width=reach.width, steps=reach.steps).d_model[1:])
-
-    def _problem(self, folder: Path) -> Problem:
-        replacements = library(self.config, self.job.menu)
-        # all of it is there, and read
-        table = score_library(self.teacher.exact(), replacements, folder / "weights", (), folder)
-        widths = json.loads((folder / WIDTHS).read_text(encoding="utf-8"))
-        return Problem(
-            teacher=self.config,
-            replacements=replacements,
-            table=table,
-            weights=folder / "weights",
-            costs=self.costs,
-            widths={int(d_model): Harm(**harm) for d_model, harm in widths.items()},
-        )
 
     def _costing(self) -> dict[str, object]:
         job = self.job
@@ -458,34 +383,22 @@ class Compression:
         loader = self.data.loader(self.job.teaching.rows, seed=self.job.seed + 2)
         return [loader.batch(first + i) for i in range(n)]
 
-    def _scores(self) -> Scores:
+    def scores(self) -> Scores:
+        """Importance of the teacher's parts."""
         return Scores.load(self.score() / SCORES)
 
-    def _scores_of(self, one: Named) -> Scores:
-        return self._scores() if one.scores is None else Scores.load(self.searched() / one.scores)
+    def scores_of(self, one: Named) -> Scores:
+        """Importance by which a plan is cut."""
+        return self.scores() if one.scores is None else Scores.load(self.searched() / one.scores)
 
     def _streams(self, one: Named) -> Streams | None:
         weight = self.job.teaching.streams
         if not weight:
             return None
         narrow = one.plan.config.d_model < self.config.d_model
-        channels = kept_channels(one.plan, self._scores_of(one)) if narrow else None
+        channels = kept_channels(one.plan, self.scores_of(one)) if narrow else None
         return streams_of(one.plan, len(self.config.layers), channels, weight)
 
-    def _tokenizer(self) -> Path | None:
+    def tokenizer(self) -> Path | None:
+        """The teacher's folder, if it has one."""
         return self.origin if (self.origin / "tokenizer.json").is_file() else None
-
-
-def streams_of(plan: Plan, n_layers: int, channels: tuple[int, ...] | None, weight: float) -> Streams:
-    """Which streams of student and teacher belong together: what each layer of the student is to hand on.
-
-    The layer after student layer i is the teacher's kept[i + 1], which is used to the stream after all teacher layers
-    before it, those that were dropped included; the last one meets the teacher's last stream.
-    """
-    ends = (*plan.kept[1:], n_layers)
-    return Streams(weight=weight, pairs=tuple((i + 1, end) for i, end in enumerate(ends)), channels=channels)
-
-
-def model_of(folder: Path) -> Path:
-    """The checkpoint in a stage's folder."""
-    return folder / MODEL

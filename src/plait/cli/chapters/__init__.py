@@ -1,6 +1,6 @@
 """The chapters of `plait demo`, in the order in which they are told."""
 
-from plait.cli.chapters import bits, compare, complete, export, onward, text, train
+from plait.cli.chapters import bits, compare, complete, compress, export, onward, text, train
 
 CHAPTERS = {
     "text": text.tell,
@@ -9,5 +9,6 @@ CHAPTERS = {
     "complete": complete.tell,
     "export": export.tell,
     "bits": bits.tell,
+    "compress": compress.tell,
     "onward": onward.tell,
 }

@@ -20,7 +20,8 @@ from plait.report import Report
 
 HYBRID, TWIN = "hybrid", "Transformer"
 # everything that a demo writes below its folder; a later demo in the same folder removes exactly these
-OURS = ("data", "hybrid", "transformer", "hybrid-hf", "hybrid-ternary", "hybrid-session.safetensors")
+OURS = ("data", "hybrid", "transformer", "hybrid-hf", "hybrid-ternary", "hybrid-compressed")
+OURS += ("hybrid-session.safetensors",)
 OURS += ("report.html", "report.json")
 
 

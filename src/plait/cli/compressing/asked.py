@@ -44,6 +44,10 @@ class Inputs:
     method: Literal["minipuzzle", "puzzle"] | None = arg(
         default=None, help="one size for all layers of a kind (minipuzzle, the default), or a choice per layer (puzzle)"
     )
+    elastic: tuple[float, ...] = arg(
+        default=(), help="instead of a budget: one model for several sizes, as shares of the parameters: 0.8,0.6"
+    )
+    compare: bool = arg(default=False, help="with --elastic: also distil every size by itself, and say how far it is")
     precision: str | None = arg(default=None, help="what students are trained in; bf16 where it is fast, else fp32")
     eval_data: Path | None = arg(default=None, help="folder of evaluation data: judge the models by tasks too")
     tasks: tuple[str, ...] = arg(default=(), help=f"which tasks (default: {', '.join(DEFAULT)})")
@@ -58,6 +62,12 @@ class Inputs:
     def __post_init__(self) -> None:
         check_names(self.again, STAGES, "again")
         check_names((self.until,) if self.until else (), STAGES, "until")
+        if self.compare and not self.elastic:
+            raise ValueError("compare belongs to --elastic 0.8,0.6")
+        if not all(0 < share < 1 for share in self.elastic):
+            raise ValueError(
+                f"elastic={','.join(map(str, self.elastic))}: give shares between 0 and 1, such as 0.8,0.6"
+            )
         if self.batch < 1 or self.answer < 0:
             raise ValueError(f"batch={self.batch}, answer={self.answer}: at least one sequence, and no negative answer")
         if self.teacher == EXPLAIN and len(self.more) != 1:
@@ -98,7 +108,7 @@ def job_of(words: Inputs, overrides: Sequence[str]) -> Job:
         if value is not None:
             asked.append(f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}")
     job = load(Job, words.settings, asked)
-    if job.budget == Budget():
+    if job.budget == Budget() and not words.elastic:
         raise ConfigError(
             "which budget? give at least one of --memory 22GiB, --params 4B, --weight-memory 8GiB, --min-speedup 1.2"
         )

@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Sequence
 
 from plait.cli.compressing.results import Data, Results
-from plait.cli.drawing import count, size
+from plait.cli.drawing import count
 from plait.cli.page.blocks import Block, Chart, Prose
 from plait.cli.page.chart import Axis, Series, line_chart
+from plait.cli.page.importance import importance_chart
 from plait.cli.page.intervals import Row, interval_chart
 from plait.cli.page.scatter import Point, scatter_chart
 
@@ -35,12 +36,14 @@ def candidates(results: Results) -> tuple[Block, ...]:
         for title, svg in _against(results, [(name, {"costs": costs}, loss) for name, costs, loss in points])
     ]
     if ranked:
+        x, unit = _axis("total_bytes", max(one["costs"]["total_bytes"] for one in ranked))
         drawn = [
-            Point(x=one["costs"]["total_bytes"], y=one["loss"], index=CANDIDATE, faint=i >= results.job.keep)
+            Point(x=one["costs"]["total_bytes"] / unit, y=one["loss"], index=CANDIDATE, faint=i >= results.job.keep)
             for i, one in enumerate(ranked)
         ]
-        x, y = Axis(label="bytes under the load", show=size), Axis(label="nats per token", show="{:.3g}".format)
         limit = results.profile["ceilings"].get("total_bytes")
+        limit = None if limit is None else limit / unit
+        y = Axis(label="nats per token", show="{:.3g}".format)
         chart = scatter_chart(drawn, x, y, title="loss before any training against bytes", limit=limit)
         note = "of those within the budget and at its edge; the strong ones were distilled"
         blocks.append(Chart(title="Candidates before any training", svg=chart, note=note))
@@ -74,11 +77,10 @@ def search(results: Results) -> tuple[Block, ...]:
     for limit, points in results.search["facts"].get("fronts", {}).items():
         found = [p for p in points if p["score"] is not None]
         if len(found) > 1:
-            series = Series(
-                name="expected", index=STUDENT, points=[(p["ceiling"], p["score"]) for p in found], dots=True
-            )
-            show = size if limit == "total_bytes" else _ms
-            x, y = Axis(label=_LABELS[limit], show=show), Axis(label="nats per token", show="{:.3g}".format)
+            x, unit = _axis(limit, max(p["ceiling"] for p in found))
+            line = [(p["ceiling"] / unit, p["score"]) for p in found]
+            series = Series(name="expected", index=STUDENT, points=line, dots=True)
+            y = Axis(label="nats per token", show="{:.3g}".format)
             svg = line_chart([series], x, y, title=f"expected harm against {limit}")
             note = "each point a search of its own over the same library"
             blocks.append(Chart(title="What each budget would cost", svg=svg, note=note))
@@ -111,47 +113,51 @@ def learning(results: Results) -> tuple[Block, ...]:
 
 
 def importance(results: Results) -> tuple[Block, ...]:
-    """What layers are worth, by kind."""
+    """What layers are worth, by kind, and which of them go."""
     scores = results.scores()
-    pattern = scores.config.pattern
-    shades = {"M": 0, "*": 1, "-": 7, "E": 2}
+    chosen = next(one for one in results.search["plans"] if one["name"] == results.choice["chosen"])
+    gone = set(range(len(scores.config.layers))) - set(chosen["plan"]["kept"])
+    names = {
+        "mse": ("What the logits lose without a layer", "mean square error"),
+        "cosine": ("How much a layer turns the stream", "1 - cosine of what enters and leaves"),
+    }
     blocks: list[Block] = []
-    names = {"mse": "MSE of the logits without the layer", "cosine": "1 - cosine of what enters and leaves"}
-    for measure, title in names.items():
-        values = scores.layers.get(measure)
-        if values is None or min(values) <= 0:
-            continue
-        series = [
-            Series(
-                name={"M": "Mamba-2", "*": "attention", "-": "feed-forward", "E": "experts"}[letter],
-                index=shades[letter],
-                points=[(float(i), values[i]) for i, other in enumerate(pattern) if other == letter],
-                dots=True,
-            )
-            for letter in dict.fromkeys(pattern)
-        ]
-        y = Axis(label="importance, logarithmic", is_log=True, show="{:.0e}".format)
-        svg = line_chart(series, Axis(label="layer"), y, title=f"importance of layers: {title}")
-        blocks.append(Chart(title=title, svg=svg, note=f"{scores.tokens:,} tokens"))
+    for measure, (title, label) in names.items():
+        values = scores.layers.get(measure, ())
+        if any(value > 0 for value in values):
+            svg = importance_chart(scores.config.pattern, values, title=title, label=label, gone=gone, is_log=True)
+            note = f"{scores.tokens:,} tokens; hollow layers go"
+            blocks.append(Chart(title=title, svg=svg, note=note, wide=True))
     return tuple(blocks)
 
 
-_LABELS = {"total_bytes": "bytes under the load", "decode_s": "seconds of a decode step"}
+_WHAT = {"total_bytes": "under the load", "decode_s": "of a decode step"}
+_UNITS = {
+    "total_bytes": (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)),
+    "decode_s": (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)),
+}
+
+
+def _axis(field: str, most: float) -> tuple[Axis, float]:
+    """An axis in a unit in which its values are plain numbers, and what that unit stands for."""
+    unit, scale = next(((u, s) for u, s in _UNITS[field] if most >= s), _UNITS[field][-1])
+    return Axis(label=f"{unit} {_WHAT[field]}", show="{:g}".format), scale
 
 
 def _against(results: Results, found: Sequence[tuple[str, Data, float]]) -> list[tuple[str, str]]:
     """(title, drawing) of loss against bytes and, where times are known, against a step."""
     drawn = []
-    for field, title, show in (
-        ("total_bytes", "Loss against memory", size),
-        ("decode_s", "Loss against the time of a step", _ms),
-    ):
+    for field, title in (("total_bytes", "Loss against memory"), ("decode_s", "Loss against the time of a step")):
         values = [(name, _cost(model, field), loss) for name, model, loss in found]
         if any(value is None or value != value for _, value, _ in values):
             continue
-        points = [Point(x=value or 0.0, y=loss, name=name, index=_shade(name)) for name, value, loss in values]
-        limit = results.profile["ceilings"].get(field) if not any(m.get("measured") for _, m, _ in found) else None
-        x, y = Axis(label=_LABELS[field], show=show), Axis(label="nats per token", show="{:.3g}".format)
+        x, unit = _axis(field, max(value or 0.0 for _, value, _ in values))
+        points = [Point(x=(value or 0.0) / unit, y=y, name=name, index=_shade(name)) for name, value, y in values]
+        limit = results.profile["ceilings"].get(field)
+        # a ceiling on predicted times says nothing about measured ones
+        is_measured = field == "decode_s" and any(m.get("measured") for _, m, _ in found)
+        limit = None if limit is None or is_measured else limit / unit
+        y = Axis(label="nats per token", show="{:.3g}".format)
         drawn.append((title, scatter_chart(points, x, y, title=title.lower(), limit=limit)))
     return drawn
 
@@ -165,10 +171,6 @@ def _shade(name: str) -> int:
     if name in ("teacher", "student"):
         return TEACHER if name == "teacher" else STUDENT
     return CANDIDATE if name.isdecimal() else OTHER
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -29,7 +29,7 @@ def write(results: Results, out: Path) -> Report:
         f"{count(results.job.teaching.tokens)} tokens of distillation; {given['device']}, {str(given['time'])[:10]}."
     )
     sections = [
-        Section(name="models", title="What it costs and what it is worth", blocks=_models(results)),
+        Section(name="models", title="What it costs and what it is worth", blocks=models(results)),
         Section(name="search", title="What the search was worth", blocks=figures.search(results)),
         Section(name="candidates", title="The candidates", blocks=_candidates(results)),
         Section(name="learning", title="Distillation", blocks=figures.learning(results)),
@@ -111,7 +111,7 @@ def _opening(results: Results) -> list[Block]:
     return [Prose(text=" ".join(words)), Patterns(models=tuple(rows), legend=legend)]
 
 
-def _models(results: Results) -> tuple[Block, ...]:
+def models(results: Results) -> tuple[Block, ...]:
     tasks = list(results.models[0]["scores"])
     head = ["", "parameters", "bytes", "prefill", "decode step", "faster", "loss", "agreement", *tasks]
     rows = tuple(_row(results, model, tasks) for model in results.models)

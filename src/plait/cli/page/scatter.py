@@ -81,7 +81,8 @@ def _names(points: Sequence[Point], across: Scale, up: Scale, right: float) -> l
     taken: list[tuple[float, float, float]] = []
     for p in sorted((p for p in points if p.name), key=lambda p: up(p.y)):
         at, height, wide = across(p.x), up(p.y) + 4, LETTER * len(p.name)
-        begin = at + 8 if at + 8 + wide <= right else at - 8 - wide
+        is_right = at + 8 + wide <= right
+        begin = at + 8 if is_right else at - 8 - wide
         while any(begin < b + w and b < begin + wide and abs(height - h) < 14 for b, h, w in taken):
             height += 3
         taken.append((begin, height, wide))
