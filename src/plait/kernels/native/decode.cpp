@@ -81,13 +81,20 @@ static void run(Record *records, int64_t n, const Step &known) {
 
 extern "C" void run_tape(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
                          const uint8_t *mask, int64_t S) {
-  run(records, n, {B, ids, positions, mask, S, 1, nullptr, nullptr, nullptr, 0});
+  run(records, n, {B, ids, positions, mask, S, 1, nullptr, nullptr, nullptr, 0, nullptr});
 }
 
 // sequences that come and go, each with its own length and places
 extern "C" void run_rows(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
                          const int64_t *slots, const int64_t *lengths, const int32_t *tables, int64_t width) {
-  run(records, n, {B, ids, positions, nullptr, 0, 1, slots, lengths, tables, width});
+  run(records, n, {B, ids, positions, nullptr, 0, 1, slots, lengths, tables, width, nullptr});
+}
+
+// several tokens of a sequence in a row, each row's state written into a slot where the next one finds it
+extern "C" void run_chain(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
+                          const int64_t *slots, const int64_t *into, const int64_t *lengths, const int32_t *tables,
+                          int64_t width) {
+  run(records, n, {B, ids, positions, nullptr, 0, 1, slots, lengths, tables, width, into});
 }
 
 // held: whether copies are still their masters rounded, at a few of their places, others at each turn

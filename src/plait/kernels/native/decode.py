@@ -33,11 +33,20 @@ def run_tape(
     call("decode", "run_tape", address, length // WORDS, batch, ids, positions, mask, n_keys)
 
 
-def run_rows(words: array, ids: Tensor, positions: Tensor, slots: Tensor, lengths: Tensor, tables: Tensor) -> None:
+def run_rows(
+    words: array,
+    ids: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    tables: Tensor,
+    into: Tensor | None = None,
+) -> None:
     """The same for sequences that come and go: see plait.ops.tape.Tape.run_rows for the arguments."""
     address, length = words.buffer_info()
-    places = slots, lengths, tables, tables.shape[1]
-    call("decode", "run_rows", address, length // WORDS, len(ids), ids, positions, *places)
+    name, places = ("run_rows", (slots,)) if into is None else ("run_chain", (slots, into))
+    places = (*places, lengths, tables, tables.shape[1])
+    call("decode", name, address, length // WORDS, len(ids), ids, positions, *places)
 
 
 def copies_hold(pairs: array, turn: int) -> bool:

@@ -25,8 +25,19 @@ struct Step {
   const int64_t *slots, *lengths;
   const int32_t *tables;
   int64_t width;
+  // where a row's state goes, null for where it came from; then rows are in the order of time, and one may go on from
+  // what another has just written
+  const int64_t *into;
 
   int64_t slot(int64_t b) const { return slots ? slots[b] : b; }
+  // rows that a thread must take one after the other
+  int64_t chain() const { return into ? B : 1; }
+  template <typename T>
+  T *state(const T *all, int64_t b, int64_t size, int64_t at, int64_t n) const {
+    T *from = (T *)all + slot(b) * size + at;
+    if (!into || into[b] == slots[b]) return from;
+    return (T *)memcpy((T *)all + into[b] * size + at, from, n * sizeof(T));
+  }
   int64_t keys(int64_t b) const { return lengths ? lengths[b] : S; }
   // by a row's own keys alone: its sums do not depend on the others
   int64_t span(int64_t b) const {
@@ -202,14 +213,19 @@ struct Conv {
 
   void run(const Work &work) const {
     constexpr int64_t PART = 256;
-    const int64_t parts = (D + PART - 1) / PART;
-    for (int64_t i; work.item(work.step.B * parts, i);) {
-      const int64_t b = i / parts, first = i % parts * PART, last = first + PART < D ? first + PART : D;
-      const int64_t at = work.step.slot(b) * D * taps;
-      float *row = x + b * ldx;
-      if (window.half) conv_step(row, row, (bf16 *)window.data + at, w, bias, taps, first, last, activates);
-      else conv_step(row, row, (float *)window.data + at, w, bias, taps, first, last, activates);
+    const int64_t parts = (D + PART - 1) / PART, chain = work.step.chain();
+    for (int64_t i; work.item(work.step.B / chain * parts, i);) {
+      const int64_t first = i % parts * PART, last = first + PART < D ? first + PART : D;
+      for (int64_t b = i / parts * chain, end = b + chain; b < end; b++) {
+        if (window.half) step((bf16 *)window.data, work.step, b, first, last);
+        else step((float *)window.data, work.step, b, first, last);
+      }
     }
+  }
+  template <typename T>
+  void step(T *windows, const Step &step, int64_t b, int64_t first, int64_t last) const {
+    T *mine = step.state(windows, b, D * taps, first * taps, (last - first) * taps) - first * taps;
+    conv_step(x + b * ldx, x + b * ldx, mine, w, bias, taps, first, last, activates);
   }
 };
 
@@ -224,17 +240,22 @@ struct State {
   float *y;  // (B, H P)
 
   void run(const Work &work) const {
-    for (int64_t i; work.item(work.step.B * H, i);) {
-      const int64_t b = i / H, h = i % H, g = h / (H / G);
-      const float *row = x + b * ld, *Bs = row + H * P + g * N, *Cs = Bs + G * N;
-      float d = softplus(dt[b * ld_dt + h] + (dt_bias ? dt_bias.at(h) : 0.0f));
-      d = d < (float)low ? (float)low : d > (float)high ? (float)high : d;
-      const float decay = std::exp((is_log ? -std::exp(A.at(h)) : A.at(h)) * d), skip = D ? D.at(h) : 0.0f;
-      float *out = y + (b * H + h) * P;
-      const int64_t at = (work.step.slot(b) * H + h) * P * N;
-      if (state.half) state_step((bf16 *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
-      else state_step((float *)state.data + at, row + h * P, d, decay, Bs, Cs, skip, P, N, out);
-    }
+    const int64_t chain = work.step.chain();
+    for (int64_t i; work.item(work.step.B / chain * H, i);)
+      for (int64_t b = i / H * chain, end = b + chain; b < end; b++) {
+        if (state.half) step((bf16 *)state.data, work.step, b, i % H);
+        else step((float *)state.data, work.step, b, i % H);
+      }
+  }
+  template <typename T>
+  void step(T *states, const Step &step, int64_t b, int64_t h) const {
+    const int64_t g = h / (H / G);
+    const float *row = x + b * ld, *Bs = row + H * P + g * N, *Cs = Bs + G * N;
+    float d = softplus(dt[b * ld_dt + h] + (dt_bias ? dt_bias.at(h) : 0.0f));
+    d = d < (float)low ? (float)low : d > (float)high ? (float)high : d;
+    const float decay = std::exp((is_log ? -std::exp(A.at(h)) : A.at(h)) * d), skip = D ? D.at(h) : 0.0f;
+    T *mine = step.state(states, b, H * P * N, h * P * N, P * N);
+    state_step(mine, row + h * P, d, decay, Bs, Cs, skip, P, N, y + (b * H + h) * P);
   }
 };
 
