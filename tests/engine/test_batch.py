@@ -12,7 +12,7 @@ from plait.engine.request import Request, Sampling
 from plait.engine.sequence import Delta, Handle
 from plait.engine.session import Session
 from plait.model.hybrid import Hybrid
-from plait.model.paged import PAGE
+from plait.model.paged import PAGE, PagedKV, SlotState
 
 Tiny = Callable[..., Hybrid]
 GREEDY = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -207,8 +207,12 @@ def test_memory_of_an_answer_grows_by_keys_and_values_only_and_by_as_much_as_com
     # after step i the tokens fed are the prompt and i - 1 of the answer; the next one's place is taken with it
     assert used[:-1] == [-(-max(10 + i, 11) // PAGE) for i in range(len(used) - 1)]
     # what is allocated is what is counted
-    load, tensors = engine.load(), [t for s in pool.cache.states if s is not None for t in vars(s).values()]
-    n_bytes = sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+    load, n_bytes = engine.load(), 0
+    for state in pool.cache.states:
+        if isinstance(state, PagedKV):
+            n_bytes += state.k.nbytes + state.v.nbytes
+        elif isinstance(state, SlotState):
+            n_bytes += state.conv.nbytes + state.ssm.nbytes
     assert n_bytes == load.cache_bytes + pool.slot_bytes + pool.page_bytes
 
 
@@ -270,3 +274,36 @@ def test_logits_that_are_no_numbers_end_their_sequence_only(tiny: Tiny) -> None:
     assert len(answer(deltas[good])) == 8
     again = engine.submit(Request(prompt_ids=(9, 3), sampling=GREEDY))
     assert len(answer(run(engine)[again])) == 8
+
+
+@pytest.mark.parametrize(("state", "kv"), [("bf16", "bf16"), ("fp16-sr", "fp8"), ("int8-sr", "int8")])
+def test_memory_of_fewer_bits_changes_little_and_takes_as_much_less(tiny: Tiny, state: str, kv: str) -> None:
+    model = tiny(init_std=0.05)
+    prompt, answers = ids(150), {}
+    sampling = replace(GREEDY, max_tokens=20, logprobs=0)
+    plain, few = (Engine(model, limits=Limits(prefix_bytes=0, **forms)) for forms in ({}, {"state": state, "kv": kv}))
+    for name, engine in (("plain", plain), ("few", few)):
+        deltas = run_one(engine, Request(prompt_ids=prompt, sampling=sampling))
+        answers[name] = [logprob.logprob for delta in deltas for logprob in delta.logprobs or ()]  # type: ignore[attr-defined]
+    assert answers["plain"][0] == pytest.approx(answers["few"][0], abs=0.05)
+    bits = {"bf16": 16, "fp16-sr": 16, "fp8": 8, "int8": 12, "int8-sr": 10}
+    cost, pool = model.config.cost(), few.core.pool
+    # int8 has a float32 for 8 numbers of a head, and for 16 of a state
+    assert pool.page_bytes == PAGE * cost.kv_numbers_per_token * bits[kv] // 8
+    assert pool.slot_bytes == cost.conv_numbers * 4 + cost.ssm_numbers * bits[state] // 8
+    # the same beside others, set aside in the middle, and from a fork
+    handles = [few.submit(Request(prompt_ids=prompt, sampling=sampling, n=2)) for _ in range(2)]
+    found: dict[tuple[Handle, int], list[float]] = {}
+    for step in range(200):
+        if step == 9:
+            few.core.scheduler.set_aside(few.core.scheduler.running[-1])
+        for delta in few.step():
+            found.setdefault((delta.handle, delta.index), []).extend(x.logprob for x in delta.logprobs or ())  # type: ignore[attr-defined]
+    assert len(found) == 4 and all(handle.is_done for handle in handles)
+    for logprobs in found.values():
+        assert logprobs == pytest.approx(answers["few"], abs=1e-4)
+
+
+def test_unknown_numbers_are_refused_by_name(tiny: Tiny) -> None:
+    with pytest.raises(ValueError, match="state_form='fp8'.* fp32, bf16, fp16-sr, int8-sr"):
+        _ = Engine(tiny(), limits=Limits(state="fp8")).core

@@ -41,6 +41,8 @@ class Limits:
     cache_bytes: for states, keys and values of all sequences. prefix_bytes: what of it snapshots may keep, 0 for none,
     None for a quarter. saved_bytes: beside it, for copies of sequences that are set aside, None for as much again.
     max_running: sequences in the batch. piece: tokens of a prompt per forward. step_tokens: tokens per step.
+    state, kv: numbers in which states, and keys and values, are kept, see plait.model.kept; on a processor fp32 and
+    bf16 have the fast path.
     """
 
     cache_bytes: int = 1 << 30
@@ -49,6 +51,8 @@ class Limits:
     max_running: int = 64
     piece: int = 128
     step_tokens: int = 512
+    state: str = "fp32"
+    kv: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("cache_bytes", "max_running", "piece", "step_tokens"):
@@ -72,7 +76,13 @@ class Core:
         Raises: ValueError if the memory holds not even one sequence.
         """
         self.model, self.limits, self._make_row = model, limits, make_row
-        self.pool = Pool(model, n_slots=limits.max_running, n_bytes=limits.cache_bytes)
+        self.pool = Pool(
+            model,
+            n_slots=limits.max_running,
+            n_bytes=limits.cache_bytes,
+            state_form=limits.state,
+            kv_form=limits.kv,
+        )
         quarter = limits.cache_bytes // 4 if limits.prefix_bytes is None else limits.prefix_bytes
         self.prefixes = Prefixes(self.pool, quarter)
         self.pool.make_room = self.prefixes.forget

@@ -15,6 +15,7 @@ full, is copied before it is written.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -48,17 +49,20 @@ class Snapshot:
 class Pool:
     """The memory of all sequences of one model."""
 
-    def __init__(self, model: Hybrid, *, n_slots: int, n_bytes: int) -> None:
+    def __init__(
+        self, model: Hybrid, *, n_slots: int, n_bytes: int, state_form: str = "fp32", kv_form: str = "auto"
+    ) -> None:
         """
         Args:
             model: whose sequences.
             n_slots: sequences at most; fewer if their states would take more than half of the bytes.
             n_bytes: for states, keys and values together.
+            state_form, kv_form: numbers of states, and of keys and values, see plait.model.kept.
 
         Raises: ValueError if not even one sequence of one page fits.
         """
-        config, dtype = model.config, model.recipe.compute
-        one = PagedCache(config, 1, 1, device=torch.device("meta"), dtype=dtype)
+        make = partial(PagedCache, model.config, dtype=model.recipe.compute, state_form=state_form, kv_form=kv_form)
+        one = make(1, 1, device=torch.device("meta"))
         self.slot_bytes, self.page_bytes = one.slot_bytes, one.page_bytes
         if n_bytes < self.slot_bytes + self.page_bytes:
             raise ValueError(
@@ -69,7 +73,7 @@ class Pool:
         left = n_bytes - n_slots * self.slot_bytes
         # where there is no attention, a page costs nothing
         n_pages = max(1, left // self.page_bytes) if self.page_bytes else 0
-        self.cache = PagedCache(config, n_slots, n_pages, device=model.device, dtype=dtype)
+        self.cache = make(n_slots, n_pages, device=model.device)
         self.has_pages = bool(self.page_bytes)
         self._slots = list(range(n_slots, 0, -1))
         self._pages = list(range(n_pages, 0, -1))

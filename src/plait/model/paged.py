@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plait.model.cache import Cache
 from plait.model.config import ModelConfig
+from plait.model.kept import KV_FORMS, STATE_FORMS, Kept
 from plait.model.layers import KINDS
 from plait.model.layers.attention import Attention, FixedKV, KVState
 from plait.model.layers.mamba2 import Mamba2, Mamba2State
@@ -28,29 +29,38 @@ from plait.ops.tape import MOST_ROWS, Tape
 # as many keys as the native kernels take at a time, or a multiple
 PAGE = 64
 
-Held = list[dict[str, Tensor]]
-"""states of one sequence: tensors by name, of each layer that has a state of constant size"""
+Held = list[list[Tensor]]
+"""states of one sequence as they are kept, of each layer that has a state of constant size"""
 
 
 class PagedKV:
     """Keys and values of one layer, k and v (M, K, PAGE, P)."""
 
-    def __init__(self, spec: Attention, n_pages: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, spec: Attention, n_pages: int, form: str, device: torch.device, dtype: torch.dtype) -> None:
         shape = n_pages, spec.n_kv_heads, PAGE, spec.head_dim
-        # what is not written is never read: memory nobody uses stays the system's
-        self.k, self.v = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        self.kept = tuple(Kept(shape, form, device, dtype) for _ in range(2))
+
+    @property
+    def k(self) -> Tensor:
+        """Keys as they are kept."""
+        return self.kept[0].codes
+
+    @property
+    def v(self) -> Tensor:
+        """Values as they are kept."""
+        return self.kept[1].codes
 
     def gathered(self, table: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first n tokens of a sequence, as (1, K, n, P) views of copies."""
         used = table[: -(-n // PAGE)]
-        return tuple(t[used].transpose(0, 1).flatten(1, 2)[None, :, :n] for t in (self.k, self.v))  # type: ignore[return-value]
+        return tuple(t.read((used,)).transpose(0, 1).flatten(1, 2)[None, :, :n] for t in self.kept)  # type: ignore[return-value]
 
     def put(self, table: Tensor, first: int, k: Tensor, v: Tensor) -> None:
         """Write k and v (1, K, n, P) as tokens first ... first + n - 1 of a sequence."""
         at = torch.arange(first, first + k.shape[2], device=table.device)
         pages, places = table[at // PAGE], at % PAGE
-        self.k[pages, :, places] = k[0].transpose(0, 1).to(self.k.dtype)
-        self.v[pages, :, places] = v[0].transpose(0, 1).to(self.v.dtype)
+        for kept, t in zip(self.kept, (k, v), strict=True):
+            kept.write((pages, slice(None), places), t[0].transpose(0, 1))
 
 
 class RowsKV(FixedKV):
@@ -65,8 +75,9 @@ class RowsKV(FixedKV):
         L = q.shape[1]
         for b, n in enumerate(self.lengths):
             self.pages.put(self.tables[b], n, k[b : b + 1].transpose(1, 2), v[b : b + 1].transpose(1, 2))
-        if L == 1 and q.is_cuda and not s.is_soft:
-            table, pages = self.tables.int(), self.pages
+        pages = self.pages
+        if L == 1 and q.is_cuda and not s.is_soft and pages.k.dtype == q.dtype:
+            table = self.tables.int()
             return decode_attention(q[:, 0], pages.k, pages.v, positions[:, 0] + 1, page_table=table)[:, None]
         # each by itself: what a sequence gets does not depend on the others
         out = []
@@ -85,17 +96,33 @@ class RowsKV(FixedKV):
 class SlotState:
     """Windows conv (S, D, W) and states ssm (S, H, P, N) of one Mamba-2 layer."""
 
-    def __init__(self, spec: Mamba2, n_slots: int, device: torch.device, dtype: torch.dtype) -> None:
-        whole = Mamba2State(spec, n_slots, device, dtype)
-        self.conv, self.ssm = whole.conv, whole.ssm
+    def __init__(
+        self, spec: Mamba2, n_slots: int, form: str, device: torch.device, dtype: torch.dtype, layer: int = 0
+    ) -> None:
+        """form: of states, see plait.model.kept. layer: its index, for what is rounded at random."""
+        self.conv = torch.zeros(n_slots, spec.conv_dim, spec.conv_width, device=device, dtype=dtype)
+        shape = n_slots, spec.n_heads, spec.head_dim, spec.d_state
+        self.kept, self.layer = Kept(shape, form, device, torch.promote_types(dtype, torch.float32)), layer
+
+    @property
+    def ssm(self) -> Tensor:
+        """States as they are kept."""
+        return self.kept.codes
 
     def read(self, slots: Tensor) -> dict[str, Tensor]:
-        """Copies of some sequences' states."""
-        return {"conv": self.conv[slots], "ssm": self.ssm[slots]}
+        """Copies of some sequences' states, in float32 those of the scan."""
+        return {"conv": self.conv[slots], "ssm": self.kept.read((slots,))}
 
-    def write(self, slots: Tensor, tensors: dict[str, Tensor]) -> None:
-        """Put them back."""
-        self.conv[slots], self.ssm[slots] = tensors["conv"], tensors["ssm"]
+    def write(self, slots: Tensor, tensors: dict[str, Tensor], lengths: Sequence[int] | None = None) -> None:
+        """Put them back; rounded at random by their lengths in tokens, if the form asks for it and these are given."""
+        self.conv[slots] = tensors["conv"]
+        at_random = self.kept.is_random and lengths is not None
+        seeds = [n << 16 | self.layer for n in lengths] if at_random and lengths is not None else None
+        self.kept.write((slots,), tensors["ssm"], seeds)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, slots first."""
+        return [self.conv, *self.kept.tensors()]
 
 
 class RowsState:
@@ -106,9 +133,9 @@ class RowsState:
         parts = slots.read(rows)
         self.conv, self.ssm = parts["conv"], parts["ssm"]
 
-    def store(self) -> None:
-        """Put them back where they came from."""
-        self.slots.write(self.rows, {"conv": self.conv, "ssm": self.ssm})
+    def store(self, lengths: Sequence[int]) -> None:
+        """Put them back where they came from; they are of so many tokens now."""
+        self.slots.write(self.rows, {"conv": self.conv, "ssm": self.ssm}, lengths)
 
     def tensors(self) -> dict[str, Tensor]:
         """conv (B, D, W) and ssm (B, H, P, N)."""
@@ -126,22 +153,36 @@ class PagedCache:
     """The memory of all sequences of one model. Slot 0 and page 0 are nobody's: rows that fill up a batch use them."""
 
     def __init__(
-        self, config: ModelConfig, n_slots: int, n_pages: int, *, device: torch.device, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        n_slots: int,
+        n_pages: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        state_form: str = "fp32",
+        kv_form: str = "auto",
     ) -> None:
         """
         Args:
             config: the model's.
             n_slots, n_pages: of sequences; one more of each is made.
-            device, dtype: of keys, values and convolution windows; scan states are float32.
+            device, dtype: of what the model computes with, and of convolution windows.
+            state_form, kv_form: of scan states, and of keys and values, see plait.model.kept.
+
+        Raises: ValueError for an unknown form.
         """
+        for name, form, known in (("state_form", state_form, STATE_FORMS), ("kv_form", kv_form, KV_FORMS)):
+            if form not in known:
+                raise ValueError(f"{name}={form!r}: must be one of {', '.join(known)}")
         self.config, self.device, self.dtype = config, device, dtype
         self.n_slots, self.n_pages = n_slots, n_pages
         self.states: list[PagedKV | SlotState | None] = []
-        for spec in config.layers:
+        for i, spec in enumerate(config.layers):
             if isinstance(spec, Attention):
-                self.states.append(PagedKV(spec, n_pages + 1, device, dtype))
+                self.states.append(PagedKV(spec, n_pages + 1, kv_form, device, dtype))
             elif isinstance(spec, Mamba2):
-                self.states.append(SlotState(spec, n_slots + 1, device, dtype))
+                self.states.append(SlotState(spec, n_slots + 1, state_form, device, dtype, i))
             else:
                 assert KINDS[spec.symbol].state(spec, 1, device, dtype) is None
                 self.states.append(None)
@@ -152,13 +193,13 @@ class PagedCache:
     @property
     def slot_bytes(self) -> int:
         """Bytes of one sequence that do not grow."""
-        tensors = (t[0] for state in self._slots() for t in (state.conv, state.ssm))
+        tensors = (t[0] for state in self._slots() for t in state.tensors())
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, of all layers."""
-        tensors = (t[0] for state in self._paged() for t in (state.k, state.v))
+        tensors = (t[0] for state in self._paged() for kept in state.kept for t in kept.tensors())
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def _slots(self) -> list[SlotState]:
@@ -174,34 +215,35 @@ class PagedCache:
     def clear(self, slot: int) -> None:
         """Make a slot that of a sequence without tokens."""
         for state in self._slots():
-            state.conv[slot] = 0
-            state.ssm[slot] = 0
+            for t in state.tensors():
+                t[slot] = 0
 
     def held(self, slot: int) -> Held:
         """Copies of a sequence's states of constant size."""
-        at = self.table([slot])
-        return [state.read(at) for state in self._slots()]
+        return [[t[slot].clone() for t in state.tensors()] for state in self._slots()]
 
     def hold(self, slot: int, held: Held) -> None:
         """Put what `held` gave into a slot."""
-        at = self.table([slot])
         for state, tensors in zip(self._slots(), held, strict=True):
-            state.write(at, tensors)
+            for mine, theirs in zip(state.tensors(), tensors, strict=True):
+                mine[slot] = theirs
 
     def copy_page(self, old: int, new: int) -> None:
         """Copy keys and values of a page."""
         for state in self._paged():
-            state.k[new], state.v[new] = state.k[old], state.v[old]
+            for kept in state.kept:
+                for t in kept.tensors():
+                    t[new] = t[old]
 
     def save(self, slot: int, pages: Sequence[int], n_tokens: int) -> Cache:
         """A sequence's memory as an ordinary cache of one sequence."""
-        cache, table, at = Cache(self.config, 1, device=self.device, dtype=self.dtype), self.table(pages), [slot]
+        cache, table = Cache(self.config, 1, device=self.device, dtype=self.dtype), self.table(pages)
         for mine, theirs in zip(self.states, cache.states, strict=True):
             if isinstance(mine, PagedKV) and isinstance(theirs, KVState):
                 k, v = mine.gathered(table, n_tokens)
                 theirs.replace({"k": k.contiguous(), "v": v.contiguous()})
             elif isinstance(mine, SlotState) and isinstance(theirs, Mamba2State):
-                theirs.replace(mine.read(self.table(at)))
+                theirs.replace(mine.read(self.table([slot])))
         cache.n_tokens, cache.lengths = n_tokens, torch.tensor([n_tokens], device=self.device)
         return cache
 
@@ -228,7 +270,7 @@ class Rows(Cache):
             slots, tables, lengths: of each sequence; tables with pages for the coming tokens too.
         """
         self.config, self.mask, self.tape = paged.config, None, None
-        self.lengths = paged.table(lengths)
+        self.lengths, self.fed = paged.table(lengths), list(lengths)
         self.n_tokens = max(lengths)
         width = max(map(len, tables))
         table = paged.table([[*pages, *[0] * (width - len(pages))] for pages in tables])  # type: ignore[list-item]
@@ -244,10 +286,11 @@ class Rows(Cache):
         """Count L more tokens of each."""
         assert mask is None
         self.lengths = self.lengths + L
+        self.fed = [n + L for n in self.fed]
         self.n_tokens += L
 
     def store(self) -> None:
         """Put the states back; keys and values are where they belong already."""
         for state in self.states:
             if isinstance(state, RowsState):
-                state.store()
+                state.store(self.fed)
