@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.compress import teachers
+from tests.compress import recall, teachers
 from torch import Tensor
 
 from plait.compress.axes import AXES
@@ -16,11 +16,14 @@ from plait.compress.dims import mamba2_rows, taking
 from plait.compress.edits import edited
 from plait.compress.plan import Plan, shrunk, whole
 from plait.compress.prune import kept_channels, prune
-from plait.compress.score import score
+from plait.compress.score import Scores, score
+from plait.formats.checkpoint import Checkpoint
 from plait.formats.error import CheckpointError
 from plait.formats.tensors import LazyTensor
 from plait.model.hybrid import Hybrid, build
 from plait.model.layers import mamba2
+from plait.train.objective import mean_loss
+from plait.train.pretrain import NextToken
 
 Plant = Callable[[Hybrid], None]
 
@@ -341,6 +344,20 @@ def test_key_value_heads_are_averaged_where_each_serves_more_queries(tmp_path: P
     torch.testing.assert_close(teachers.logits(small, text), teachers.logits(model, text), rtol=1e-10, atol=1e-10)
 
 
+def ranked_over_all(source: Checkpoint, plan: Plan, scores: Scores, by: str = "output") -> Checkpoint:
+    """The plan's heads of Mamba-2 without regard to groups."""
+    tensors = dict(source.tensors)
+    for layer, (spec, wanted) in enumerate(zip(source.config.layers, plan.config.layers, strict=True)):
+        assert isinstance(spec, mamba2.Mamba2) and isinstance(wanted, mamba2.Mamba2)
+        best = scores.of("mamba_heads", layer, by).flatten().argsort(descending=True)[: wanted.n_heads].sort().values
+        state = torch.arange(spec.n_groups * spec.d_state)
+        for (name, dim), edit in taking("M", mamba2_rows(spec, spread(best, spec.head_dim), state, best)).items():
+            full = f"blocks.{layer}.{name}"
+            if full in tensors:
+                tensors[full] = edited(tensors[full], {dim: edit})
+    return replace(source, config=plan.config, tensors=tensors)
+
+
 def test_heads_ranked_inside_their_group_do_less_harm_than_heads_ranked_over_all(tmp_path: Path) -> None:
     # nothing passes the state by, and three of the four loud heads lie in one group: ranked over all, these four stay,
     # and the third finds itself with the B and C of the other group, which is worse than to lose it
@@ -353,21 +370,33 @@ def test_heads_ranked_inside_their_group_do_less_harm_than_heads_ranked_over_all
     scores = score(model, text)
     source, plan = teachers.checkpoint(model, tmp_path), shrunk(model.config, sizes={"M": {"n_heads": 4}})
     aware = prune(source, plan, scores, merge=False, rescale=False)
-    tensors = dict(source.tensors)
-    for layer, spec in enumerate(model.config.layers):
-        heads = scores.of("mamba_heads", layer).flatten().argsort(descending=True)[:4].sort().values
-        kept = mamba2_rows(spec, spread(heads, 4), torch.arange(10), heads)  # type: ignore[arg-type]
-        for (name, dim), edit in taking("M", kept).items():
-            full = f"blocks.{layer}.{name}"
-            if full in tensors:
-                tensors[full] = edited(tensors[full], {dim: edit})
-    blind = replace(aware, tensors=tensors)
+    blind = ranked_over_all(source, plan, scores)
     teaches = teachers.logits(model, text).log_softmax(-1)
     harm = []
     for cut in (aware, blind):
         learns = teachers.logits(teachers.student(cut), text).log_softmax(-1)
         harm.append(float((teaches.exp() * (teaches - learns)).sum(-1).mean()))
     assert harm[0] < 0.9 * harm[1]
+
+
+@pytest.mark.slow
+def test_a_trained_model_loses_less_when_heads_are_ranked_inside_their_group(tmp_path: Path) -> None:
+    objective, text = object.__new__(NextToken), [recall.pairs(9_000_000 + i) for i in range(16)]
+    losses: dict[tuple[str, str], list[float]] = {}
+    for seed in range(3):
+        model = recall.trained(seed, groups=4)
+        scores, plan = score(model, text[:8]), shrunk(model.config, sizes={"M": {"n_heads": 8}})
+        source = teachers.checkpoint(model, tmp_path / str(seed))
+        for by in ("output", "activation"):
+            aware = prune(source, plan, scores, by={"mamba_heads": by}, merge=False, rescale=False)
+            for name, cut in (("aware", aware), ("blind", ranked_over_all(source, plan, scores, by))):
+                loss = mean_loss(cut.model(device="cpu"), objective, text[8:])
+                losses.setdefault((name, by), []).append(loss)
+    means = {key: sum(values) / len(values) for key, values in losses.items()}
+    assert means["aware", "output"] < 0.8 * means["blind", "output"]
+    assert means["aware", "activation"] < 0.8 * means["blind", "activation"]
+    # what a head sends to the stream tells more than the slice that enters it
+    assert means["aware", "output"] < means["aware", "activation"]
 
 
 def test_a_plan_of_one_layer_reads_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def _identity(model: Hybrid, axes: Sequence[str], seed: int) -> str:
 
 
 def _chained(digest: str, batch: Batch) -> str:
-    return hashlib.sha256(digest.encode() + batch.ids.cpu().numpy().tobytes()).hexdigest()
+    read = batch.ids.cpu().numpy().tobytes() + batch.starts.cpu().numpy().tobytes()
+    return hashlib.sha256(digest.encode() + read).hexdigest()
 
 
 def _resume(folder: Path | None, taps: Taps, batches: Sequence[Batch], identity: str) -> tuple[int, int, str]:
