@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -25,6 +26,7 @@ from plait.serve.served import House, Served
 log = logging.getLogger("plait.serve")
 
 _LOOK_S = 0.05
+_SWITCH_S = 0.0005
 
 
 class _Uvicorn(uvicorn.Server):
@@ -170,6 +172,9 @@ class Server:
 
         Raises: whatever stops the life: bad input while it begins, or its failure.
         """
+        # the engine's thread and this one share Python's lock: whoever asks for it waits this long, at every turn of the
+        # event loop, and a refusal takes several turns
+        sys.setswitchinterval(_SWITCH_S)
         asyncio.run(self._run())
 
     def stop(self) -> None:
