@@ -56,8 +56,13 @@ def test_each_shape_is_measured_once_and_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"load": Load(batch=1, context=40, answer=8)}, {"load": Load(batch=2, context=41)}, {"footprint": 2**24}],
-    ids=["batch", "context", "footprint"],
+    [
+        {"load": Load(batch=1, context=40, answer=8)},
+        {"load": Load(batch=2, context=41, answer=6)},
+        {"load": Load(batch=2, context=40, answer=20)},
+        {"footprint": 2**24},
+    ],
+    ids=["batch", "context", "answer", "footprint"],
 )
 def test_a_time_is_kept_for_what_it_depends_on_only(change: dict, tmp_path: Path) -> None:
     told: list[str] = []

@@ -64,6 +64,9 @@ def test_a_step_reads_one_row_of_the_embedding_and_the_experts_it_chooses() -> N
     unread = 2 * 511 * 256 + 2 * (8 - 2) * 2 * 96 * 256
     assert _sum(UNTIED, "bf16") - _sum(UNTIED, "bf16", "read") == unread
     assert _sum(TIED, "bf16") - _sum(TIED, "bf16", "read") == unread - 2 * 511 * 256
+    # the embedding stays high, experts do not
+    experts = (8 - 2) * 2 * 96 * 256 * 4.5 / 8
+    assert _sum(UNTIED, "nvfp4") - _sum(UNTIED, "nvfp4", "read") == 2 * 511 * 256 + experts
 
 
 @pytest.mark.parametrize(("text", "bits"), [("4", 4.0), ("4bit", 4.0), ("4.5 bit", 4.5), (3.5, 3.5), ("16-bits", 16.0)])

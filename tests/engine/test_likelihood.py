@@ -45,12 +45,13 @@ def test_log_probabilities_are_those_computed_by_hand() -> None:
         Question(context=(2, 0), continuation=(1, 1, 2)),
         Question(context=(1,), continuation=(1, 1)),
         Question(context=(0, 0, 0, 1), continuation=(0, 2)),
+        Question(context=(2,), continuation=(1,)),
     ]
-    by_hand = [0.5, 0.25 * 0.7 * 0.2, 0.7 * 0.7, 0.1 * 0.25]
+    by_hand = [0.5, 0.25 * 0.7 * 0.2, 0.7 * 0.7, 0.1 * 0.25, 0.25]
     found = likelihoods(bigrams(TABLE), questions)
     assert [math.exp(one.logprob) for one in found] == pytest.approx(by_hand, rel=1e-5)
-    assert [one.tokens for one in found] == [1, 3, 2, 2]
-    assert [one.greedy for one in found] == [True, False, True, False]
+    assert [one.tokens for one in found] == [1, 3, 2, 2, 1]
+    assert [one.greedy for one in found] == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 70, 4096])

@@ -1,7 +1,8 @@
 """Measures how long a model takes here to read prompts and to decode a token, run as the engine runs it.
 
 A prompt is read in pieces, as the engine reads it; a decode step begins at a cache that holds so many tokens of random
-keys and values (speed depends on how much there is to read, not on what it says). Several models are measured in turns,
+keys and values (speed depends on how much there is to read, not on what it says). On a GPU steps are not captured as
+graphs here, so that small models seem slower than the engine decodes them. Several models are measured in turns,
 because a machine's speed drifts, and a difference of two times is only as good as their common ground.
 
 Numbers  seconds: of the processor where one thread computes on it, which other programs disturb less; else of the wall.
