@@ -126,7 +126,7 @@ def test_where_nothing_fits_the_nearest_budgets_are_told_and_can_be_kept() -> No
 
 @pytest.fixture(scope="module")
 def answer() -> Puzzle:
-    return search(PROBLEM, budget_of(0.7, 1.2))
+    return search(PROBLEM, budget_of(0.35, 1.8))
 
 
 def test_the_explanation_weighs_every_option_at_the_prices(answer: Puzzle) -> None:

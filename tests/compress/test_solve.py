@@ -156,6 +156,27 @@ def test_among_many_ties_the_fewest_layers_change(n: int) -> None:
     assert [o.name for o in found.chosen] == ["0 of 4"] * (n - 2) + ["4 of 4"] * 2
 
 
+@pytest.mark.parametrize("seed", [52, 4, 7, 11])
+def test_random_ties_go_where_the_rule_says(seed: int) -> None:
+    # of seed 52, the solver's own first answer changes a layer more than it must
+    rng = random.Random(seed)
+    layers = [
+        [
+            Option(
+                name=str(j),
+                score=float(rng.randint(0, 3)) if j else 0.0,
+                uses={"b": rng.randint(0, 5) if j else 6},
+                changed=j > 0,
+            )
+            for j in range(rng.randint(2, 5))
+        ]
+        for _ in range(rng.randint(3, 9))
+    ][:6]
+    limits = [Limit(name="b", ceiling=rng.randint(8, 30))]
+    found, wanted = solve(layers, limits), by_hand(layers, limits)
+    assert (found and found.chosen) == wanted
+
+
 def test_prices_are_what_the_score_falls_by_per_unit() -> None:
     # every layer loses 3 for each of its 10 bytes: a byte more of room is worth 0.3
     layers = [[option("keep", 0, 10, changed=False), option("none", 3, 0)] for _ in range(6)]
@@ -172,6 +193,18 @@ def test_whole_numbers_are_compared_to_the_last_byte() -> None:
         found = solve(layers, [Limit(name="bytes", ceiling=ceiling)])
         assert found is not None and found.chosen[0].name == name
     assert solve(layers, [Limit(name="bytes", ceiling=22 * gib - 1)]) is None
+
+
+def test_whole_numbers_are_exact_where_the_solver_is_not() -> None:
+    # the ceiling is less than a billionth away, which a row of such numbers cannot tell
+    tib = 2**40
+    layers = [
+        [option("keep", 0.0, tib + 1, changed=False), option("less", 1.0, 3)],
+        [option("keep", 0.0, 7, changed=False), option("none", 5.0, 0)],
+    ]
+    for ceiling, name in ((tib + 7, "less"), (tib + 8, "keep")):
+        found = solve(layers, [Limit(name="bytes", ceiling=ceiling)])
+        assert found is not None and [o.name for o in found.chosen] == [name, "keep"]
 
 
 def test_a_budget_of_exactly_what_a_model_uses_keeps_the_model() -> None:
