@@ -126,6 +126,31 @@ def test_the_browser_itself_refuses_markup_from_text(tab: Tab) -> None:
     tab.browser.events.clear()
 
 
+def test_a_text_letter_by_letter_looks_like_the_whole(tab: Tab) -> None:
+    # beginnings of these look like something else: a number like a paragraph, a row of a table like text
+    texts = [
+        "1. a\n\n2. b",
+        "- a\n\n- b\n\ntext",
+        "a\n\n|b|c|\n|-|-|\n|1|2|",
+        "> a\n\n> b\n---\n# h",
+        "$$\na\n$$\n~~~\nb",
+    ]
+    text = "\n\n".join([*texts, *CASES, *HOSTILE])
+    same = tab.js(
+        f"""(() => {{
+          const text = {json.dumps(text)}, grown = make("div"), growing = new Growing(grown);
+          for (let i = 1; i <= text.length; i += 1) {{
+            growing.show(text.slice(0, i));
+            if (i % 97 && i < text.length) continue;
+            const whole = make("div", {{}}, render(text.slice(0, i)));
+            if (whole.innerHTML !== grown.innerHTML) return [text.slice(0, i), whole.innerHTML, grown.innerHTML];
+          }}
+          return true;
+        }})()"""
+    )
+    assert same is True
+
+
 def test_a_text_in_pieces_looks_like_the_whole(tab: Tab, n_shapes: int) -> None:
     random.seed(1)
     parts = [
@@ -155,7 +180,12 @@ def test_a_text_in_pieces_looks_like_the_whole(tab: Tab, n_shapes: int) -> None:
 
 
 ENDLESS = [
-    *(text * 20000 for text in ("*a ", "[a](", "> ", "- ", "$a ", "~~~\n", "\\(", "_a", "**a *b ", "a|", "`a", "``a`")),
+    # as long as a paragraph may be that is looked at, and longer
+    *(
+        text * (n // len(text))
+        for n in (39_999, 99_999)
+        for text in ("*a ", "[a](", "> ", "- ", "$a ", "~~~\n", "\\(", "_a", "**a *b ", "a|", "`a", "``a`")
+    ),
     *(text * 40000 for text in ("<", "[", "`", "\n", "http://", "- a\n\n", "1. a\n  ", "\\")),
     "|" * 20000 + "\n" + "|-" * 20000 + "\n|" * 20000,
     "* " * 9 + "a\n" * 20000,

@@ -164,7 +164,7 @@ def test_keys_do_what_they_are_known_for(tab: Tab, fake: Fake) -> None:
     tab.js(
         "document.getElementById('text').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', isComposing: true}))"
     )
-    assert not fake.requests
+    assert tab.js("document.getElementById('text').value") == "one\ntwo / three" and not fake.requests
     tab.press("Enter")
     tab.until(IDLE)
     assert len(fake.requests) == 1
