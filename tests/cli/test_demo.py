@@ -53,7 +53,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 
 def test_the_story_begins_with_text_and_ends_with_what_next() -> None:
-    assert list(CHAPTERS) == ["text", "train", "compare", "complete", "export", "bits", "onward"]
+    assert list(CHAPTERS) == ["text", "train", "compare", "complete", "export", "bits", "compress", "onward"]
 
 
 def test_bad_text_leaves_an_earlier_demo_as_it_was(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ JOB = Job(
 def teacher(tmp_path_factory: pytest.TempPathFactory, words: Dataset) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "model"
     model = tiny_model("M-*-M-")
-    train(model, objective(words), config(steps=60))
+    train(model, objective(words), config(steps=20))
     save(model, folder, format="native")
     return folder
 
@@ -73,7 +73,7 @@ def test_from_a_teacher_and_a_budget_to_a_student(teacher: Path, data: Data, tmp
     rows = found(last)
     assert set(rows) == {"teacher", "student", "depth", "width", "magnitude", "random"}
     assert all(row["costs"]["params"] <= 22_000 for name, row in rows.items() if name != "teacher")
-    assert rows["teacher"]["agreement"] == 1 and 0.3 < rows["student"]["agreement"] < 1
+    assert rows["teacher"]["agreement"] == 1 and 0.2 < rows["student"]["agreement"] < 1
     assert rows["student"]["validation_loss"] < rows["teacher"]["validation_loss"] + 0.5
     assert all(row["measured"]["decode_s"] > 0 for row in rows.values())
     model = load(student_of(last))
@@ -136,6 +136,7 @@ def test_answers_streams_and_longer_rows(teacher: Path, data: Data, tmp_path: Pa
     }
 
 
+@pytest.mark.slow
 def test_a_choice_per_layer(teacher: Path, data: Data, tmp_path: Path) -> None:
     job = replace(JOB, method="puzzle", lessons=Lessons(steps=4), baselines=())
     work = compression(job, teacher, data, tmp_path)
@@ -147,7 +148,7 @@ def test_a_choice_per_layer(teacher: Path, data: Data, tmp_path: Path) -> None:
     assert any(name.startswith("library") and not made for name, _, made in other.stages.ran)
 
 
-@pytest.mark.parametrize("method", ["minipuzzle", "puzzle"])
+@pytest.mark.parametrize("method", ["minipuzzle", pytest.param("puzzle", marks=pytest.mark.slow)])
 def test_an_impossible_budget_says_what_is_possible(teacher: Path, data: Data, tmp_path: Path, method: str) -> None:
     job = replace(JOB, method=method, budget=Budget(params=100), lessons=Lessons(steps=1))
     with pytest.raises(BudgetError, match=r"params.*nearest|nearest.*params"):

@@ -78,6 +78,8 @@ def run(inputs: Inputs) -> Report:
         judged = None if suite is None else [[task.name for task in suite.tasks], inputs.task_limit]
         tools = Tools(observe=_watch, judge=suite and judge(suite), judged=judged, say=log.info)
         work = Compression(job, held, data, costs, stages, tools)
+        # which parameter goes to which optimiser is told by plait train; here it would be told for every candidate
+        logging.getLogger("plait.train").setLevel(logging.WARNING)
         try:
             if inputs.elastic:
                 last = elastic(work, inputs.elastic, compares=inputs.compare)
