@@ -196,6 +196,17 @@ def test_layers_that_go_are_gone_and_the_others_keep_their_bits(tmp_path: Path) 
     assert small.config.pattern == "-M"
 
 
+def test_a_cut_that_is_alike_in_all_layers_is_exported_and_read_back(tmp_path: Path) -> None:
+    model = teachers.teacher("M-*-", attention={"sub_norm": False}, mlp={"sub_norm": False, "gated": False})
+    text = teachers.batches(1)
+    sizes = {"M": {"n_heads": 4, "d_state": 3}, "-": {"d_ff": 9}, "*": {"n_heads": 3}}
+    plan = shrunk(model.config, (0, 2, 3), d_model=14, sizes=sizes)
+    small = prune(teachers.checkpoint(model, tmp_path), plan, score(model, text))
+    back = Checkpoint.open(small.save(tmp_path / "hf", "hf"))
+    assert back.config.layers == plan.config.layers
+    assert torch.equal(teachers.logits(teachers.student(back), text), teachers.logits(teachers.student(small), text))
+
+
 def masked_norm(kept: Tensor) -> Callable[..., Tensor]:
     """The gated norm over the channels that are kept, zero at the others; written anew."""
 

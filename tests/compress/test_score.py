@@ -125,6 +125,12 @@ def test_experts_are_worth_what_they_add() -> None:
     torch.testing.assert_close(scores.of("experts", 0, "activation")[0], norms.mean(0), rtol=1e-5, atol=0)
 
 
+def test_every_batch_has_random_numbers_of_its_own() -> None:
+    model, text = teachers.teacher("M"), teachers.batches(1)
+    once, twice = (score(model, text * n, axes=["ssm_state"]).of("ssm_state", 0) for n in (1, 2))
+    assert not torch.allclose(once, twice, rtol=1e-3)
+
+
 class KilledError(Exception):
     pass
 
