@@ -18,6 +18,7 @@ from plait.engine.engine import Engine
 from plait.engine.request import FinishReason
 from plait.engine.worker import Worker
 from plait.formats.checkpoint import load
+from plait.model.paged import PAGE
 from plait.report import Report
 from plait.text.reasoning import switch_of
 
@@ -75,6 +76,9 @@ class Inputs:
     timeout: float = arg(default=600.0, help="seconds for one request, waiting included")
     drain: float = arg(default=60.0, help="seconds for requests to end after a signal to stop")
     cache: str = arg(default="1GiB", help="memory for states, keys and values, and known prefixes")
+    state: Literal["fp32", "bf16", "fp16-sr", "int8-sr"] = arg(default="fp32", help="numbers in which states are kept")
+    kv: Literal["auto", "bf16", "fp8", "int8"] = arg(default="auto", help="numbers in which keys and values are kept")
+    guesses: int = arg(default=0, help="coming tokens that are guessed and checked per step (speculation); 0 is none")
     dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
     recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
     device: tuple[str, ...] = arg(
@@ -89,10 +93,16 @@ class Inputs:
         for field in (*counts, *(f for f in ("context", "max_tokens") if getattr(self, f) is not None)):
             if not getattr(self, field) > 0:
                 raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be above 0")
-        if self.max_waiting < 0:
-            raise ValueError(f"--max-waiting {self.max_waiting}: must be at least 0")
-        if bytes_of(self.max_body) < 1024:
-            raise ValueError(f"--max-body {self.max_body}: a request needs at least 1 KiB")
+        for field in ("max_waiting", "guesses"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be at least 0")
+        for field, least in (("cache", 1), ("max_body", 1024)):
+            value = getattr(self, field)
+            try:
+                if bytes_of(value) < least:
+                    raise ValueError(f"at least {least} bytes are needed")
+            except ValueError as error:
+                raise ValueError(f"--{field.replace('_', '-')}: {error}") from None
         if not self.checkpoint.exists():
             raise FileNotFoundError(2, os.strerror(2), str(self.checkpoint))
 
@@ -165,7 +175,14 @@ def serve_one(inputs: Inputs) -> "Served":
     from plait.serve.sessions import Sessions
 
     model = load(inputs.checkpoint, device=inputs.device_of(inputs.replica), dtype=inputs.dtype, recipe=inputs.recipe)
-    engine = Engine(model, limits=CacheLimits(cache_bytes=bytes_of(inputs.cache), max_running=inputs.max_batch))
+    limits = CacheLimits(
+        cache_bytes=bytes_of(inputs.cache),
+        max_running=inputs.max_batch,
+        guesses=inputs.guesses,
+        state=inputs.state,
+        kv=inputs.kv,
+    )
+    engine = Engine(model, limits=limits)
     room = engine.capacity
     context = inputs.context or min(model.config.max_context, room or model.config.max_context)
     if room is not None and context > room:
@@ -201,25 +218,23 @@ def replica_command(inputs: Inputs) -> Callable[[int, Path], list[str]]:
 
 def facts(engine: Engine) -> Mapping[str, object]:
     """What /v1/models tells of a model besides."""
-    config, cost, width = engine.model.config, engine.model.config.cost(), engine.model.recipe.compute.itemsize
+    config, pool = engine.model.config, engine.core.pool
     template = None if engine.tokenizer is None else engine.tokenizer.chat_template
     return {
         "pattern": config.pattern,
-        "parameters": cost.params,
-        "state_bytes": cost.ssm_numbers * 4 + cost.conv_numbers * width,
-        "kv_bytes_per_token": cost.kv_numbers_per_token * width,
+        "parameters": config.cost().params,
+        "state_bytes": pool.slot_bytes,
+        "kv_bytes_per_token": pool.page_bytes // PAGE,
         "thinking": template is not None and switch_of(template) is not None,
     }
 
 
 def story(engine: Engine, context: int, inputs: Inputs) -> list[str]:
     """What runs, in lines for the log."""
-    model, load = engine.model, engine.load()
-    config, cost, width = model.config, model.config.cost(), model.recipe.compute.itemsize
-    state = cost.ssm_numbers * 4 + cost.conv_numbers * width
-    kv = cost.kv_numbers_per_token * width
+    model, load, pool = engine.model, engine.load(), engine.core.pool
+    config, state, kv = model.config, pool.slot_bytes, pool.page_bytes // PAGE
     return [
-        f"{inputs.model_name}: {config.pattern}, {count(cost.params)} parameters, "
+        f"{inputs.model_name}: {config.pattern}, {count(config.cost().params)} parameters, "
         f"{model.recipe.name} on {model.device}, computing in {str(model.recipe.compute).removeprefix('torch.')}",
         f"an answer holds {size(state)} of state and {size(kv)} per token: {size(state + kv * context)} at {context:,} "
         f"tokens",
@@ -233,8 +248,11 @@ def report(title: str, metrics: "Metrics") -> Report:
     found = Report(title)
     ends = {name: metrics.value("plait_answers_total", reason=name) for name in FinishReason}
     whole = ends[FinishReason.STOP] + ends[FinishReason.LENGTH]
-    found.add("answers", round(whole))
-    found.add("answers that were broken off", round(sum(ends.values()) - whole))
+    found.add("requests answered", metrics.n_answered)
+    # in front of a fleet nobody counts tokens
+    if sum(ends.values()):
+        found.add("answers", round(whole))
+        found.add("answers that were broken off", round(sum(ends.values()) - whole))
     found.add("requests turned away when full", round(metrics.value("plait_requests_refused_total")))
     n = metrics.value("plait_time_to_first_token_seconds_count")
     if n:

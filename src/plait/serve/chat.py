@@ -64,7 +64,7 @@ class ChatForm:
         self._body, self._served = body, served
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": served.name}
         self._answers = [Answer(parted_by(body, served)) for _ in range(body.n)]
-        self._tally = Tally()
+        self._tally = Tally(served.state_bytes)
 
     def begin(self) -> list[Event]:
         """A chunk for each answer that says who speaks."""

@@ -31,7 +31,7 @@ class CompletionForm:
         self._logprobs: list[list[Logprob]] = [[] for _ in range(n)]
         self._offsets = [0] * n
         self._reasons: list[str | None] = [None] * n
-        self._tally = Tally()
+        self._tally = Tally(served.state_bytes)
 
     def begin(self) -> list[Event]:
         """The prompts, if they are to be repeated."""

@@ -70,6 +70,20 @@ class Metrics:
         """All of it, as Prometheus reads it."""
         return generate_latest(self.registry)
 
+    @property
+    def n_answered(self) -> int:
+        """Requests to the routes of OpenAI that were answered well."""
+        samples = [sample for metric in self.requests.collect() for sample in metric.samples]
+        return round(
+            sum(
+                sample.value
+                for sample in samples
+                if sample.name.endswith("_total")
+                and sample.labels["route"].startswith("/v1/")
+                and sample.labels["status"] < "400"
+            )
+        )
+
     def value(self, name: str, **labels: str) -> float:
         """One of them; 0 for what has not happened yet."""
         return self.registry.get_sample_value(name, labels) or 0.0

@@ -198,7 +198,7 @@ class ResponseForm:
     def __init__(self, body: ResponsesBody, served: Served, asked: Asked, request_id: str) -> None:
         self._body, self._id = body, request_id
         self._answer = Answer(parted_by(chat_body(body), served))
-        self._tally = Tally()
+        self._tally = Tally(served.state_bytes)
         self._model, self._created = served.name, int(time.time())
         self._n_events = 0
         self._open: Literal["reasoning", "message"] | None = None

@@ -83,6 +83,12 @@ class Served:
             sessions=sessions,
         )
 
+    @property
+    def state_bytes(self) -> int:
+        """What an answer holds of a constant size; 0 if nobody has said."""
+        found = self.facts.get("state_bytes", 0)
+        return found if isinstance(found, int) else 0
+
     def check_name(self, asked: str | None) -> None:
         """Whether a request means this model.
 

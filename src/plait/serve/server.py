@@ -172,7 +172,7 @@ class Server:
 
         Raises: whatever stops the life: bad input while it begins, or its failure.
         """
-        # the engine's thread and this one share Python's lock: whoever asks for it waits this long, at every turn of the
+        # the engine's thread and this one share Python's lock: whoever asks for it waits so long, at every turn of the
         # event loop, and a refusal takes several turns
         sys.setswitchinterval(_SWITCH_S)
         asyncio.run(self._run())

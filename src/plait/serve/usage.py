@@ -6,7 +6,12 @@ from plait.engine.request import Usage
 class Tally:
     """Adds up usages: a prompt counts once, whatever the number of its answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_bytes: int = 0) -> None:
+        """
+        Args:
+            state_bytes: what each answer holds of a constant size.
+        """
+        self._state_bytes = state_bytes
         self._found: dict[tuple[int, int], Usage] = {}
 
     def add(self, prompt: int, index: int, usage: Usage | None) -> None:
@@ -31,8 +36,7 @@ class Tally:
         }
 
     def cache(self) -> dict[str, int]:
-        """Bytes that the answers held at their ends."""
-        names = ("cache_bytes", "state_bytes", "kv_bytes")
-        return {
-            name: sum(getattr(usage, name) for usage in self._found.values()) for name in names if hasattr(Usage, name)
-        }
+        """Bytes that the answers held at their ends: of constant size, and growing with every token."""
+        whole = sum(usage.cache_bytes for usage in self._found.values())
+        state = min(self._state_bytes * len(self._found), whole)
+        return {"state_bytes": state, "kv_bytes": whole - state}
