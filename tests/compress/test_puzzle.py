@@ -102,6 +102,13 @@ def test_a_budget_that_the_teacher_keeps_gives_the_teacher() -> None:
     assert found.plan.config == TEACHER and not found.plan.replaced and found.score == 0
 
 
+def test_a_billionth_of_a_time_is_no_breach_but_a_byte_is() -> None:
+    for over, ok in ((1e-12, True), (1e-8, False)):
+        assert Budget(decode_s=TOTAL.decode_s * (1 - over)).verdict(TEACHER, COSTS).ok == ok
+    assert TOTAL.total_bytes == int(TOTAL.total_bytes)
+    assert not Budget(total_bytes=TOTAL.total_bytes - 1).verdict(TEACHER, COSTS).ok
+
+
 def test_the_plan_names_the_files_of_what_was_replaced() -> None:
     found = search(PROBLEM, budget_of(0.75, 1.2))
     learnt = {r.layer: r.file(Path("weights")) for r in found.chosen if r.learns}
