@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plait.engine.chain import Look, look, room
 from plait.engine.pool import Pool
 from plait.engine.prefix import Prefixes
 from plait.engine.request import FinishReason, Load, Request
@@ -24,6 +25,7 @@ from plait.engine.sampler import sample
 from plait.engine.scheduler import Piece, Scheduler
 from plait.engine.sequence import Delta, Handle, Origin, Sequence
 from plait.engine.session import Session
+from plait.engine.speculate import verified
 from plait.model.hybrid import Hybrid
 from plait.model.paged import PAGE, Rows
 from plait.model.step import step_rows
@@ -41,6 +43,7 @@ class Limits:
     cache_bytes: for states, keys and values of all sequences. prefix_bytes: what of it snapshots may keep, 0 for none,
     None for a quarter. saved_bytes: beside it, for copies of sequences that are set aside, None for as much again.
     max_running: sequences in the batch. piece: tokens of a prompt per forward. step_tokens: tokens per step.
+    guesses: of coming tokens that are looked at per step over all sequences (speculation); each needs a state beside.
     state, kv: numbers in which states, and keys and values, are kept, see plait.model.kept; on a processor fp32 and
     bf16 have the fast path.
     """
@@ -49,8 +52,9 @@ class Limits:
     prefix_bytes: int | None = None
     saved_bytes: int | None = None
     max_running: int = 64
-    piece: int = 128
-    step_tokens: int = 512
+    piece: int = 256
+    step_tokens: int = 256
+    guesses: int = 0
     state: str = "fp32"
     kv: str = "auto"
 
@@ -58,9 +62,9 @@ class Limits:
         for name in ("cache_bytes", "max_running", "piece", "step_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("prefix_bytes", "saved_bytes"):
+        for name in ("prefix_bytes", "saved_bytes", "guesses"):
             if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more, or None")
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
 
 
 class Core:
@@ -80,6 +84,7 @@ class Core:
             model,
             n_slots=limits.max_running,
             n_bytes=limits.cache_bytes,
+            n_spare=limits.guesses,
             state_form=limits.state,
             kv_form=limits.kv,
         )
@@ -94,6 +99,7 @@ class Core:
         self._arrivals = itertools.count(1)
         self._names = itertools.count(1)
         self._prompt_tokens = self._generated = self._finished = 0
+        self._guessed = self._guessed_right = 0
 
     # ---- requests
 
@@ -142,7 +148,7 @@ class Core:
             pages=pages,
             pages_total=all_pages,
             page_tokens=PAGE,
-            cache_bytes=all_slots * self.pool.slot_bytes + all_pages * self.pool.page_bytes,
+            cache_bytes=(all_slots + len(self.pool.spare)) * self.pool.slot_bytes + all_pages * self.pool.page_bytes,
             steps=s.steps,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated,
@@ -154,6 +160,8 @@ class Core:
             prefix_tokens=hits.tokens,
             prefix_entries=len(self.prefixes),
             prefix_bytes=self.prefixes.n_bytes,
+            guessed=self._guessed,
+            guessed_right=self._guessed_right,
         )
 
     # ---- a step
@@ -170,7 +178,11 @@ class Core:
         plan = self.scheduler.plan()
         came = list(plan.rows)
         if plan.rows:
-            self._settle(plan.rows, self._write(plan.rows))
+            guesses = self._guesses(plan.rows)
+            if any(guesses):
+                self._speculate(plan.rows, guesses)
+            else:
+                self._settle(plan.rows, self._write(plan.rows))
         for piece in plan.pieces:
             logits = self._read(piece)
             if logits is not None:
@@ -209,6 +221,32 @@ class Core:
             self.pool.note(lease, lease.n_tokens + 1)
         return logits
 
+    def _guesses(self, rows: list[Sequence]) -> list[list[int]]:
+        """What may follow each, as far as there is room to look at it."""
+        if not self.pool.spare:
+            return []
+        return [
+            s.row.guess(s.ids, room(self.pool, s.lease, len(s.ids), len(rows))) for s in rows if s.lease is not None
+        ]
+
+    def _speculate(self, rows: list[Sequence], guesses: list[list[int]]) -> None:
+        """Feed the last token of each and the guesses after it; take tokens as long as these were right."""
+        looks = [Look(s.lease, [s.ids[-1], *g]) for s, g in zip(rows, guesses, strict=True) if s.lease is not None]
+        looked = look(self.model, self.pool, looks)
+        taken = verified(
+            looked.logits,
+            guesses,
+            draw=lambda some, logits: _drawn([rows[i] for i in some], logits),
+            take=lambda i, token_id: self._take(rows[i], token_id),
+        )
+        for i, (sequence, n) in enumerate(zip(rows, taken, strict=True)):
+            looked.stand(i, n)
+            sequence.row.judge(len(guesses[i]), n - 1)
+            self._guessed += len(guesses[i])
+            self._guessed_right += n - 1
+        for sequence in rows:
+            self._go_on(sequence)
+
     def _read(self, piece: Piece) -> Tensor | None:
         """Feed a piece of a prompt; logits (1, V) if it was the last."""
         sequence, lease = piece.sequence, piece.sequence.lease
@@ -240,18 +278,26 @@ class Core:
 
     def _settle(self, rows: list[Sequence], logits: Tensor) -> None:
         for sequence, token_id in zip(rows, _drawn(rows, logits), strict=True):
-            if token_id is None:
-                sequence.error = "the model's logits are not numbers; its weights or its precision are broken"
-                sequence.row.finish(FinishReason.ERROR)
-            else:
-                sequence.accept(token_id)
-                self._generated += 1
-                if self.pool.capacity is not None and len(sequence.ids) > self.pool.capacity:
-                    sequence.row.finish(FinishReason.LENGTH)
-            if sequence.row.reason is not None:
-                self._leave(sequence)
-            elif sequence.index == 0 or sequence.handle.origin is not None:
-                self._part(sequence.handle)
+            self._take(sequence, token_id)
+            self._go_on(sequence)
+
+    def _take(self, sequence: Sequence, token_id: int | None) -> bool:
+        """Take a token, None where there is none; whether more may follow."""
+        if token_id is None:
+            sequence.error = "the model's logits are not numbers; its weights or its precision are broken"
+            sequence.row.finish(FinishReason.ERROR)
+        else:
+            sequence.accept(token_id)
+            self._generated += 1
+            if self.pool.capacity is not None and len(sequence.ids) > self.pool.capacity:
+                sequence.row.finish(FinishReason.LENGTH)
+        return sequence.row.reason is None
+
+    def _go_on(self, sequence: Sequence) -> None:
+        if sequence.row.reason is not None:
+            self._leave(sequence)
+        elif sequence.index == 0 or sequence.handle.origin is not None:
+            self._part(sequence.handle)
 
     def _part(self, handle: Handle) -> None:
         """Leave the shared prompt once every answer has begun."""

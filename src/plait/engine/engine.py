@@ -16,6 +16,7 @@ from plait.engine.runner import Row, decode, groups, prefill, room
 from plait.engine.sampler import Draw
 from plait.engine.sequence import Delta, Handle
 from plait.engine.session import Session
+from plait.engine.speculate import Lookup, SmallModel
 from plait.engine.thinking import thoughts_of
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
@@ -48,6 +49,7 @@ class Engine:
         max_batch: int = 64,
         prefill_chunk: int = 2048,
         limits: Limits | None = None,
+        draft: Hybrid | None = None,
     ) -> None:
         """
         Args:
@@ -56,8 +58,11 @@ class Engine:
             max_batch: sequences that run together.
             prefill_chunk: tokens of prompts per forward pass, over all sequences: bounds the memory of prefill.
             limits: of the running batch, which `submit` and `step` serve; None is Limits(max_running=max_batch).
+            draft: a smaller model of the same vocabulary that guesses tokens, if limits.guesses says how many; None
+                looks them up in the text.
 
-        Raises: ValueError if the tokenizer knows more ids than the model, or for sizes below 1.
+        Raises: ValueError if the tokenizer knows more ids than the model, for sizes below 1, or for a draft model of
+            another vocabulary.
         """
         for field, value in (("max_batch", max_batch), ("prefill_chunk", prefill_chunk)):
             if value < 1:
@@ -69,7 +74,12 @@ class Engine:
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model's embedding only {model.config.vocab_size} "
                 "rows; this is not the model's own tokenizer"
             )
-        self.model, self.tokenizer = model, tokenizer
+        if draft is not None and draft.config.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"draft: it has {draft.config.vocab_size} ids, the model {model.config.vocab_size}; "
+                "a model that guesses must have the same vocabulary"
+            )
+        self.model, self.tokenizer, self._draft = model, tokenizer, draft
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
         self._captured = graph.Steps(model)
         self.limits = Limits(max_running=max_batch) if limits is None else limits
@@ -245,7 +255,10 @@ class Engine:
             calls = marks_of_tools(tokenizer.chat_template or CHATML) if request is not None else ()
             decoder = MarkStream(tokenizer, (*shown, *calls))
         answer = Answer(decoder, sampling.stop, marks=marks, is_open=thoughts is not None and thoughts.is_inside)
-        return Row(ids, sampling, draw=draw, answer=answer, end_ids=frozenset(ends), n_cached=n_cached)
+        drafter = None
+        if request is not None and self.limits.guesses:
+            drafter = Lookup() if self._draft is None else SmallModel(self._draft, draw)
+        return Row(ids, sampling, draw=draw, answer=answer, end_ids=frozenset(ends), n_cached=n_cached, drafter=drafter)
 
     def _mind_context(self, rows: Sequence[Row]) -> None:
         trained = self.model.config.max_context

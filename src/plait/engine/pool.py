@@ -50,13 +50,21 @@ class Pool:
     """The memory of all sequences of one model."""
 
     def __init__(
-        self, model: Hybrid, *, n_slots: int, n_bytes: int, state_form: str = "fp32", kv_form: str = "auto"
+        self,
+        model: Hybrid,
+        *,
+        n_slots: int,
+        n_bytes: int,
+        n_spare: int = 0,
+        state_form: str = "fp32",
+        kv_form: str = "auto",
     ) -> None:
         """
         Args:
             model: whose sequences.
             n_slots: sequences at most; fewer if their states would take more than half of the bytes.
             n_bytes: for states, keys and values together.
+            n_spare: slots beside, for states that may become a sequence's; fewer if they would take a quarter.
             state_form, kv_form: numbers of states, and of keys and values, see plait.model.kept.
 
         Raises: ValueError if not even one sequence of one page fits.
@@ -69,13 +77,17 @@ class Pool:
                 f"cache_bytes={n_bytes}: one sequence needs {self.slot_bytes} bytes of state and "
                 f"{self.page_bytes} for each {PAGE} tokens"
             )
-        n_slots = max(1, min(n_slots, n_bytes // 2 // self.slot_bytes)) if self.slot_bytes else n_slots
-        left = n_bytes - n_slots * self.slot_bytes
+        if self.slot_bytes:
+            n_spare = min(n_spare, n_bytes // 4 // self.slot_bytes)
+            n_slots = max(1, min(n_slots, n_bytes // 2 // self.slot_bytes - n_spare))
+        left = n_bytes - (n_slots + n_spare) * self.slot_bytes
         # where there is no attention, a page costs nothing
         n_pages = max(1, left // self.page_bytes) if self.page_bytes else 0
-        self.cache = make(n_slots, n_pages, device=model.device)
+        self.cache = make(n_slots + n_spare, n_pages, device=model.device)
         self.has_pages = bool(self.page_bytes)
-        self._slots = list(range(n_slots, 0, -1))
+        self._n_slots, self._slots = n_slots, list(range(n_slots, 0, -1))
+        self.spare = list(range(n_slots + 1, n_slots + n_spare + 1))
+        """slots that are nobody's"""
         self._pages = list(range(n_pages, 0, -1))
         self._users = [0] * (n_pages + 1)
         self.make_room: Callable[[], bool] = lambda: False
@@ -91,7 +103,7 @@ class Pool:
     @property
     def n_slots(self) -> tuple[int, int]:
         """In use, and all."""
-        return self.cache.n_slots - len(self._slots), self.cache.n_slots
+        return self._n_slots - len(self._slots), self._n_slots
 
     @property
     def n_pages(self) -> tuple[int, int]:
@@ -143,6 +155,11 @@ class Pool:
             return False
         lease.pages.extend(more)
         return True
+
+    def exchange(self, lease: Lease, slot: int) -> None:
+        """Make the state in a spare slot the sequence's; what it had is spare. Nothing for its own slot."""
+        if slot != lease.slot:
+            self.spare[self.spare.index(slot)], lease.slot = lease.slot, slot
 
     def note(self, lease: Lease, n_tokens: int) -> None:
         """So many tokens in all have been fed."""
@@ -206,7 +223,7 @@ class Pool:
 
         Raises: AssertionError naming the slots or pages that are not.
         """
-        slots = sorted([lease.slot for lease in leases] + self._slots)
+        slots = sorted([lease.slot for lease in leases] + self._slots + self.spare)
         assert slots == list(range(1, self.cache.n_slots + 1)), f"slots {slots}"
         users = [0] * (self.cache.n_pages + 1)
         for holder in (*leases, *snapshots):

@@ -184,7 +184,8 @@ class Load:
     running, waiting, preempted: sequences in the batch, before their first token, and set aside. slots, pages: of
     state and of keys and values, in use; *_total: there are. cache_bytes: memory of both. peak_wait_steps: the most
     steps that a request waited while others ran. The rest counts: steps; prompt tokens computed; tokens made; requests
-    finished; preemptions; and of the prefix cache hits, misses, prompt tokens not computed, snapshots and their bytes.
+    finished; preemptions; and of the prefix cache hits, misses, prompt tokens not computed, snapshots and their bytes;
+    guessed tokens, and those of them that were right.
     """
 
     running: int = 0
@@ -207,6 +208,8 @@ class Load:
     prefix_tokens: int = 0
     prefix_entries: int = 0
     prefix_bytes: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
 
 
 def _biases(value: object) -> tuple[tuple[int, float], ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from plait.engine.answer import Answer
 from plait.engine.request import Completion, FinishReason, Sampling, Timings, Usage
 from plait.engine.sampler import Draw, sample
+from plait.engine.speculate import Drafter
 from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 
@@ -31,12 +32,14 @@ class Row:
         answer: Answer,
         end_ids: frozenset[int],
         n_cached: int = 0,
+        drafter: Drafter | None = None,
     ) -> None:
         """
         Args:
             prompt: all of its ids; the first n_cached are in the cache already.
             sampling, draw, answer: its settings, randomness and text.
             end_ids: ids that finish it.
+            drafter: guesses tokens of it.
         """
         self.prompt, self.sampling, self.n_cached = list(prompt), sampling, n_cached
         self.ids: list[int] = []
@@ -47,12 +50,27 @@ class Row:
         self.cache_bytes = 0
         self.error: str | None = None
         self.draw = draw
-        self._answer, self._end_ids = answer, end_ids
+        self._answer, self._end_ids, self._drafter = answer, end_ids, drafter
+        self._guessed = False
         self.begin()
 
     def begin(self) -> None:
         """Start its clock."""
         self._begun = self._first = self._last = time.perf_counter()
+
+    def guess(self, ids: Sequence[int], n: int) -> list[int]:
+        """At most n tokens that may follow `ids`, all of the sequence: those that must come, or guesses."""
+        n = min(n, self.sampling.max_tokens - len(self.ids) - 1)
+        given = () if self.draw.thoughts is None else self.draw.thoughts.given
+        self._guessed = self._drafter is not None and not given and n > 0
+        return (
+            self._drafter.propose(ids, n) if self._guessed and self._drafter is not None else list(given[: max(n, 0)])
+        )
+
+    def judge(self, n_guessed: int, n_right: int) -> None:
+        """How many of the last guesses were right."""
+        if self._guessed and n_guessed and self._drafter is not None:
+            self._drafter.judge(n_guessed, n_right)
 
     def accept(self, token_id: int) -> None:
         """Take the next token: it may add text, and may finish the sequence."""

@@ -157,8 +157,8 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     for rows in groups.values():
         # most batches share one setting: then nothing is gathered
         some = changed if len(rows) == len(draws) else changed[rows]
-        chosen = _choose(some, [draws[row] for row in rows])
-        for row, token_id in zip(rows, chosen, strict=True):
+        drawn = chosen(some, draws[rows[0]].sampling, [(draws[row].seed, draws[row].position) for row in rows])
+        for row, token_id in zip(rows, drawn, strict=True):
             ids[row] = draws[row].settled(token_id)
     for row, draw in enumerate(draws):
         if draw.sampling.logprobs is not None:
@@ -242,15 +242,23 @@ def _likeliest(logits: Tensor, mass: float) -> tuple[Tensor, Tensor]:
     return ranked, p
 
 
-def _choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    s = draws[0].sampling
+def chosen(logits: Tensor, s: Sampling, numbers: Sequence[tuple[int, int]]) -> list[int]:
+    """Draw a token of every row by one setting.
+
+    Args:
+        logits: (B, V), penalties and the like applied.
+        s: temperature and filters.
+        numbers: seed and position of each row.
+
+    Raises: FloatingPointError if a row of logits holds no number.
+    """
     if s.temperature == 0:
         largest, ids = logits.max(-1)
         broken = largest.isnan()
     else:
         cumulated = filtered(logits, s).softmax(-1).double().cumsum(-1)
         total = cumulated[:, -1:]
-        u = torch.tensor([uniform(draw.seed, draw.position) for draw in draws], dtype=torch.float64)
+        u = torch.tensor([uniform(seed, position) for seed, position in numbers], dtype=torch.float64)
         # the first id whose sum is above the number: one of probability zero never is
         ids = torch.searchsorted(cumulated, u.to(logits.device)[:, None] * total, right=True)[:, 0]
         broken = total.isnan()
