@@ -305,3 +305,12 @@ def test_a_terminal_shows_markdown_stops_on_ctrl_c_and_leaves_on_ctrl_d(folder: 
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_reasoning_can_only_be_asked_of_who_knows_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = chat(capsys, monkeypatch, "the fox\n", folder, "--thinking", "on")
+    assert status == 2 and "no switch for reasoning" in err
+    status, _, _ = chat(capsys, monkeypatch, "the fox\n", folder, "--thinking", "auto")
+    assert status == 0

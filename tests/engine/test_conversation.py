@@ -128,3 +128,28 @@ def test_ids_as_they_were_drawn_are_kept_where_the_text_agrees(tokenizer: Tokeni
     assert prompt[: len(session.ids)] == session.ids
     text = tokenizer.decode(prompt, skip_special=False)
     assert text == tokenizer.decode(encode_chat(tokenizer, session.messages), skip_special=False)
+
+
+SWITCHED = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}{% endif %}"
+)
+
+
+def test_reasoning_is_switched_by_the_template_of_the_model(tiny: Tiny) -> None:
+    tokenizer = train_bpe(["the quick brown fox jumps over the lazy dog. " * 4], 320, chat_template=SWITCHED)
+    engine = Engine(fluent(tiny()), tokenizer)
+    prompts = {}
+    for thinks in (True, False):
+        conversation = Conversation(engine, GREEDY, thinks=thinks)
+        for turn in range(2):
+            stream = conversation.ask("the fox")
+            assert "".join(stream) == conversation.settle(stream).text
+            prompts[thinks, turn] = tokenizer.decode(stream.completion.prompt_ids, skip_special=False)
+    assert [prompts[True, turn].endswith("<|assistant|><think>") for turn in range(2)] == [True, True]
+    assert [prompts[False, turn].endswith("<think></think>") for turn in range(2)] == [True, True]
+
+
+def test_a_model_that_knows_no_reasoning_is_not_asked_for_it(tiny: Tiny, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="thinks=True: the chat template of this model has no switch"):
+        Conversation(Engine(tiny(), tokenizer), GREEDY, thinks=True)

@@ -34,6 +34,9 @@ class Inputs:
     checkpoint: Path = arg(help="folder of the model", positional=True)
     session: Path | None = arg(default=None, help="file to go on from, if it is there, and to save to after each turn")
     system: str = arg(default="", help="text that opens the conversation")
+    thinking: Literal["auto", "on", "off"] = arg(
+        default="auto", help="whether the model reasons before it answers; auto is what its template does by itself"
+    )
     max_tokens: int = arg(default=1024, help="at most so many tokens per answer")
     temperature: float = arg(default=0.7, help="0 takes the likeliest token, 1 the model's own distribution")
     top_k: int | None = arg(default=None, help="only the k likeliest tokens")
@@ -63,7 +66,8 @@ def run(inputs: Inputs) -> Report:
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     screen: Screen = Terminal() if on_terminal else Lines()
     model = load(inputs.checkpoint, device=inputs.device, dtype=inputs.dtype, recipe=inputs.recipe)
-    conversation = Conversation(Engine(model), sampling(inputs), system=inputs.system)
+    thinks = None if inputs.thinking == "auto" else inputs.thinking == "on"
+    conversation = Conversation(Engine(model), sampling(inputs), system=inputs.system, thinks=thinks)
     chat = Chat(conversation, screen, inputs.session)
     if inputs.session is not None and inputs.session.exists():
         chat.load(str(inputs.session))

@@ -5,7 +5,8 @@ from dataclasses import replace
 from plait.engine.engine import Engine, TextStream
 from plait.engine.request import Completion, Sampling
 from plait.engine.session import Session
-from plait.text.chat import encode_chat
+from plait.text.chat import CHATML, encode_chat
+from plait.text.reasoning import switch_of, switched
 from plait.text.tokenizer import Tokenizer
 
 _PROBE = "plait"
@@ -14,20 +15,34 @@ _PROBE = "plait"
 class Conversation:
     """Turns of a user and a model. Read the stream that `ask` gives to its end (or close it), then `settle` it."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, session: Session | None = None, system: str = "") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        session: Session | None = None,
+        system: str = "",
+        thinks: bool | None = None,
+    ) -> None:
         """
         Args:
             engine: with a tokenizer.
             sampling: settings of the answers; the end of a turn is added to their stops. May be replaced at any time.
             session: an older conversation to go on with.
             system: opens a new conversation.
+            thinks: whether the model reasons before it answers; None leaves that to its template.
 
-        Raises: ValueError if the engine has no tokenizer.
+        Raises: ValueError if the engine has no tokenizer, or the template of its model does not know reasoning.
         """
         if engine.tokenizer is None:
             raise ValueError("a chat needs a tokenizer; put the model's tokenizer.json beside its weights")
         self.engine, self.sampling, self.session = engine, sampling, session or Session()
         self._tokenizer = engine.tokenizer
+        self._template = self._tokenizer.chat_template or CHATML
+        if thinks is not None and switch_of(self._template) is None:
+            raise ValueError(
+                f"thinks={thinks}: the chat template of this model has no switch for reasoning; leave it out"
+            )
+        self.thinks = thinks
         self._end_ids, self._end_texts = end_of_turn(self._tokenizer)
         if system:
             self.instruct(system)
@@ -49,7 +64,9 @@ class Conversation:
         """
         self.session.messages.append({"role": "user", "content": text})
         try:
-            prompt = self.session.prompt(self._tokenizer)
+            messages, values = switched(self.session.messages, self._template, self.thinks)
+            ids = encode_chat(self._tokenizer, messages, tools=None, add_generation_prompt=True, **values)
+            prompt = self.session.continued(ids, self._tokenizer)
             s = self.sampling
             s = replace(s, stop=(*s.stop, *self._end_texts), stop_ids=(*s.stop_ids, *self._end_ids))
             return self.engine.stream(prompt, s, self.session)
