@@ -38,12 +38,12 @@ def test_the_page_is_whole_and_every_chart_is_there(told: Path) -> None:
     Balance().feed(html)
     assert not tags
     charts = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(charts) == 6 and all("polyline" in chart for chart in charts)
-    assert ["Transformer" in chart for chart in charts] == [True] * 4 + [False] * 2
+    assert len(charts) == 9 and all("polyline" in chart for chart in charts[:8])
+    assert ["Transformer" in chart for chart in charts] == [True] * 4 + [False] * 5
     titles = ("Loss while training", "The last half", "Decoding speed", "Cache of one sequence")
-    titles += ("Loss against size", "Becoming ternary")
+    titles += ("Loss against size", "Becoming ternary", "Loss against memory", "Loss against the time of a step")
     assert all(title in html for title in titles)
-    assert html.count("<section") == 7 and html.count('class="passage"') >= 1
+    assert html.count("<section") == 8 and html.count('class="passage"') >= 1
 
 
 def test_the_page_needs_no_network_and_shows_no_accident(told: Path) -> None:
@@ -79,6 +79,16 @@ def test_nothing_else_is_written(told: Path) -> None:
 
 def test_what_was_exported_loads_and_answers(told: Path) -> None:
     model = plait.load(told / "hybrid-hf", device="cpu")
+    (completion,) = plait.Engine(model).generate(
+        "def f(", plait.Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
+    )
+    assert len(completion.token_ids) == 4
+
+
+def test_the_compressed_form_keeps_to_its_budget_and_answers(told: Path) -> None:
+    facts = {fact["name"]: fact["value"] for fact in json.loads((told / "report.json").read_text())["facts"]}
+    assert facts["hybrid compressed, bytes over the whole"] <= 0.67
+    model = plait.load(told / "hybrid-compressed" / "model", device="cpu")
     (completion,) = plait.Engine(model).generate(
         "def f(", plait.Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
     )

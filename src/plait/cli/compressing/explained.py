@@ -39,9 +39,13 @@ def layers_table(facts: Mapping[str, Data]) -> tuple[Block, ...]:
     limits = [str(limit["text"]) for limit in _list(facts["limits"])]
     blocks: list[Block] = [Prose(text="; ".join(limits) + ".")]
     layers = _list(facts["layers"])
-    rows = tuple((f"{why['layer']} {why['kind']}", _chosen(why)["name"], why["why"]) for why in layers)
-    head = ("layer", "became", "why")
-    blocks.append(Table(caption="Scores are nats per token.", head=head, rows=tuple((a, b, c) for a, b, c in rows)))
+    rows = tuple(_row(why) for why in layers)
+    head = ("layer", "became", "loses", "next best", "would lose", "dearer in all")
+    caption = (
+        "Scores are nats per token. Dearer in all: at the prices of the limits; less than nothing where whole options "
+        "do not fill the budget as well."
+    )
+    blocks.append(Table(caption=caption, head=head, rows=rows))
     every = tuple(
         (f"{why['layer']} {why['kind']}", a["name"], f"{a['score']:.4g}", f"{a['price']:.4g}", *_uses(a))
         for why in layers
@@ -51,6 +55,19 @@ def layers_table(facts: Mapping[str, Data]) -> tuple[Block, ...]:
     head = ("layer", "option", "loses", "price", *names)
     blocks.append(Table(caption=f"All {len(every)} options.", head=head, rows=every, folded=True))
     return tuple(blocks)
+
+
+def _row(why: Data) -> tuple[str, ...]:
+    chosen = _chosen(why)
+    first = (
+        f"{why['layer']} {why['kind']}".replace(" ", "\N{NO-BREAK SPACE}"),
+        chosen["name"],
+        f"{chosen['score']:.3g}",
+    )
+    others = [a for a in why["alternatives"] if not a["chosen"]]
+    if not others:
+        return (*first, "", "", "")
+    return (*first, others[0]["name"], f"{others[0]['score']:.3g}", f"{others[0]['price'] - chosen['price']:.3g}")
 
 
 def _puzzle(facts: Data) -> list[str]:

@@ -8,11 +8,19 @@ from plait.cli.compressing.results import Data, Results, config_of
 from plait.cli.drawing import count, size
 from plait.cli.page.blocks import Block, Commands, Patterns, Prose, Section, Table
 from plait.cli.page.render import page, write_json, write_whole
+from plait.cli.plan import THIS
 from plait.compress.explain import shown
 from plait.report import Report, Value, provenance
 from plait.train.metrics import clock
 
 LEGEND = (("M", "Mamba-2"), ("*", "attention"), ("-", "feed-forward"), ("E", "experts"))
+LIMITS = {
+    "params": "parameters",
+    "weight_bytes": "weights",
+    "total_bytes": "memory",
+    "prefill_s": "prefill",
+    "decode_s": "a decode step",
+}
 UNITS = {"total_bytes": "bytes", "weight_bytes": "bytes", "prefill_s": "s", "decode_s": "s"}
 
 
@@ -89,9 +97,11 @@ _SHARES = {"parameters": "params", "bytes": "total_bytes"}
 
 def _opening(results: Results) -> list[Block]:
     found, job = ratios(results, "student"), results.job
-    limits = ", ".join(f"{name} {shown(at, UNITS.get(name, ''))}" for name, at in results.profile["ceilings"].items())
+    ceilings = results.profile["ceilings"]
+    limits = ", ".join(f"{LIMITS[name]} {shown(at, UNITS.get(name, ''))}" for name, at in ceilings.items())
+    clock_of = "" if not any(name.endswith("_s") for name in ceilings) else f" on {_machine(job.device)}"
     words = [
-        f"Asked for: at most {limits}, under {job.load.batch} sequence{'s' * (job.load.batch > 1)} of "
+        f"Asked for: at most {limits}{clock_of}, under {job.load.batch} sequence{'s' * (job.load.batch > 1)} of "
         f"{job.load.context:,} tokens, weights in {job.numbers.weights}.",
         f"The student has {found['bytes']:.0%} of the teacher's bytes there and {found['validation loss']:.3f} times "
         "its loss on held-out text.",
@@ -151,7 +161,7 @@ def _candidates(results: Results) -> tuple[Block, ...]:
     facts, plans = results.search["facts"], results.search["plans"]
     blocks: list[Block] = []
     if "cells" in facts:
-        reasons = ", ".join(f"{n:,} for {limit}" for limit, n in facts["reasons"].items())
+        reasons = ", ".join(f"{n:,} for {LIMITS.get(limit, limit)}" for limit, n in facts["reasons"].items())
         blocks.append(
             Prose(
                 text=f"{facts['cells']:,} combinations of layers and widths were counted; beyond the budget were "
@@ -192,6 +202,10 @@ def _further(results: Results) -> tuple[Block, ...]:
     )
     table = Table(caption="Stages and the time they took.", head=("", "time"), rows=rows, folded=True)
     return (Prose(text="Formats that can hold it: " + "; ".join(said) + "."), Commands(lines=lines), table)
+
+
+def _machine(device: str) -> str:
+    return "this machine" if device == THIS else device.upper()
 
 
 def _sizes(model: Data) -> str:

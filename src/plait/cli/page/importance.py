@@ -88,7 +88,7 @@ def _legend(pattern: str, right: float) -> list[str]:
     parts: list[str] = []
     for letter in reversed([letter for letter in KINDS if letter in pattern]):
         parts.append(f'<text class="tick" x="{right:.1f}" y="12" text-anchor="end">{NAMES[letter]}</text>')
-        right -= 7.6 * len(NAMES[letter]) + 12
+        right -= 8.6 * len(NAMES[letter]) + 16
         parts.append(f'<rect class="bar {KINDS[letter]}" x="{right:.1f}" y="3" width="10" height="10"/>')
         right -= 14
     return parts
