@@ -93,7 +93,7 @@ class Sized:
     def __init__(self, model: Hybrid, n_bytes: int, prompt: int, answer: int) -> None:
         """Raises: ValueError if not even one fits."""
         self.model, self.prompt, self.answer = model, prompt, answer
-        one = Engine(model, limits=Limits(cache_bytes=1 << 40, max_running=1)).core.pool
+        one = Engine(model, limits=Limits(cache_bytes=1 << 28, max_running=1)).core.pool
         each = one.slot_bytes + one.pages_for(prompt + answer) * one.page_bytes
         if each > n_bytes:
             raise ValueError(f"one sequence of {prompt + answer} tokens needs {each} bytes of cache, not {n_bytes}")

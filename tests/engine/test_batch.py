@@ -161,6 +161,21 @@ def test_snapshots_stay_within_their_bytes_and_give_way_to_requests(tiny: Tiny) 
     assert len(answer(next(iter(run(engine).values())))) == 8
 
 
+def test_snapshots_are_not_given_up_for_a_prompt_that_does_not_fit_all_the_same(tiny: Tiny) -> None:
+    engine = sized(tiny("*-"), slots=2, pages=8, prefix_bytes=1 << 30, piece=64)
+    engine.submit(Request(prompt_ids=ids(100), sampling=GREEDY))
+    run(engine)
+    kept = engine.load().prefix_entries
+    assert kept == 2
+    # six pages are wanted while four are in use, two are free and two are snapshots': no matter how many of these go
+    long = engine.submit(Request(prompt_ids=ids(230, seed=1), sampling=replace(GREEDY, max_tokens=20)))
+    engine.step()
+    engine.submit(Request(prompt_ids=ids(6 * PAGE - 10, seed=2), sampling=GREEDY))
+    engine.step()
+    assert engine.load().waiting == 1 and engine.load().prefix_entries >= kept
+    assert set(run(engine)) >= {long}
+
+
 def test_a_session_goes_on_bit_by_bit_and_stays_usable(tiny: Tiny, tmp_path: object) -> None:
     from pathlib import Path
 

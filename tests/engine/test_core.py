@@ -52,7 +52,6 @@ class Schedule:
         self.random = r = random.Random(seed)
         one = Core(model, lambda *_: None, Limits(max_running=1)).pool  # type: ignore[arg-type,return-value]
         slots, pages = r.randint(1, 6), r.randint(4, 24)
-        self.capacity = pages * PAGE if one.page_bytes else 10 * PAGE
         cache_bytes = max(slots * one.slot_bytes + pages * one.page_bytes, 2 * slots * one.slot_bytes)
         self.engine = Engine(
             model,
@@ -63,8 +62,10 @@ class Schedule:
                 max_running=slots,
                 piece=r.choice([7, 16, 32, 64, 128]),
                 step_tokens=r.choice([1, 20, 64, 300]),
+                guesses=r.choice([0, 0, 5]),
             ),
         )
+        self.capacity = self.engine.capacity or 10 * PAGE
         self.beginnings = [self.ids(r.randint(1, 2 * PAGE + 9)) for _ in range(2)]
         self.told: list[tuple[int, ...]] = []
 

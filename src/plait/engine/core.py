@@ -90,7 +90,7 @@ class Core:
         )
         quarter = limits.cache_bytes // 4 if limits.prefix_bytes is None else limits.prefix_bytes
         self.prefixes = Prefixes(self.pool, quarter)
-        self.pool.make_room = self.prefixes.forget
+        self.pool.make_room, self.pool.reclaimable = self.prefixes.forget, self.prefixes.reclaimable
         saved = limits.cache_bytes if limits.saved_bytes is None else limits.saved_bytes
         self.scheduler = Scheduler(
             self.pool, self.prefixes, piece=limits.piece, step_tokens=limits.step_tokens, saved_bytes=saved

@@ -92,6 +92,8 @@ class Pool:
         self._users = [0] * (n_pages + 1)
         self.make_room: Callable[[], bool] = lambda: False
         """gives up something that holds pages, such as a snapshot; False when there is nothing"""
+        self.reclaimable: Callable[[], int] = lambda: 0
+        """how many pages would be free if it gave up everything"""
 
     # ---- what there is
 
@@ -200,6 +202,9 @@ class Pool:
     # ---- pages
 
     def _take(self, n: int) -> list[int] | None:
+        if len(self._pages) < n and len(self._pages) + self.reclaimable() < n:
+            # nothing is given up for what does not fit all the same
+            return None
         while len(self._pages) < n:
             if not self.make_room():
                 return None
@@ -217,6 +222,10 @@ class Pool:
             assert self._users[page] >= 0
             if not self._users[page]:
                 self._pages.append(page)
+
+    def users(self, page: int) -> int:
+        """How many sequences and snapshots hold it."""
+        return self._users[page]
 
     def check(self, leases: list[Lease], snapshots: list[Snapshot]) -> None:
         """Whether every slot and page is counted as often as it is held; for tests.

@@ -113,6 +113,10 @@ class Prefixes:
         while self.n_bytes > self.limit and self.forget():
             pass
 
+    def reclaimable(self) -> int:
+        """Pages that nobody but snapshots holds."""
+        return sum(self.pool.users(page) == n for page, n in self._pages.items())
+
     def forget(self) -> bool:
         """Drop the one that was not used for longest; False if there is none."""
         if not self._snapshots:

@@ -90,6 +90,7 @@ class Scheduler:
                 return
             (self.aside if sequence in self.aside else self.waiting).remove(sequence)
             self.running.append(sequence)
+            sequence.has_begun = True
             self.peak_wait_steps = max(self.peak_wait_steps, self.steps - 1 - sequence.queued_step)
 
     def _leave_origins(self) -> bool:
@@ -130,7 +131,8 @@ class Scheduler:
         sequence.lease = self.pool.open(room, snapshot)
         if sequence.lease is None:
             return False
-        if self.prefixes.limit:
+        # what is read again after it was set aside was no hit of its own
+        if self.prefixes.limit and not sequence.has_begun:
             begun = sequence.lease.n_tokens
             self.prefixes.count(begun)
             sequence.row.n_cached = begun

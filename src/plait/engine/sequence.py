@@ -81,7 +81,7 @@ class Sequence:
         """its memory, while it is set aside"""
         self.marks: set[int] = set()
         """numbers of tokens at which to take snapshots"""
-        self.queued_step = 0
+        self.queued_step, self.has_begun = 0, False
         self.error: str | None = None
         self._shown_ids, self._shown_pieces = 0, 0
 

@@ -30,8 +30,9 @@ class Worker:
     """One engine in a thread of its own."""
 
     def __init__(self, engine: Engine) -> None:
-        """Starts the thread; nobody else may step the engine from now on."""
+        """Takes the engine's memory and starts the thread; nobody else may step the engine from now on."""
         self.engine = engine
+        engine.load()
         self.failure: BaseException | None = None
         """why the thread ended, if it failed"""
         self._jobs: deque[Callable[[], None]] = deque()

@@ -62,6 +62,12 @@ class PagedKV:
         for kept, t in zip(self.kept, (k, v), strict=True):
             kept.write((pages, slice(None), places), t[0].transpose(0, 1))
 
+    def put_each(self, tables: Tensor, at: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write k and v (B, K, P) as token at[b] of each sequence."""
+        pages = tables.gather(1, at[:, None] // PAGE)[:, 0]
+        for kept, t in zip(self.kept, (k, v), strict=True):
+            kept.write((pages, slice(None), at % PAGE), t)
+
 
 class RowsKV(FixedKV):
     """Some sequences' keys and values, as the mixer of attention takes them."""
@@ -72,10 +78,12 @@ class RowsKV(FixedKV):
 
     def attend(self, s: Attention, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """Write (B, L, K, P) keys and values after what is there; the (B, L, H, P) queries see all before them."""
-        L = q.shape[1]
-        for b, n in enumerate(self.lengths):
-            self.pages.put(self.tables[b], n, k[b : b + 1].transpose(1, 2), v[b : b + 1].transpose(1, 2))
-        pages = self.pages
+        L, pages = q.shape[1], self.pages
+        if L == 1:
+            pages.put_each(self.tables, positions[:, 0], k[:, 0], v[:, 0])
+        else:
+            for b, n in enumerate(self.lengths):
+                pages.put(self.tables[b], n, k[b : b + 1].transpose(1, 2), v[b : b + 1].transpose(1, 2))
         if L == 1 and q.is_cuda and not s.is_soft and pages.k.dtype == q.dtype:
             table = self.tables.int()
             return decode_attention(q[:, 0], pages.k, pages.v, positions[:, 0] + 1, page_table=table)[:, None]
