@@ -4,15 +4,15 @@ python bench/score.py --model 350m --rows 128 --length 2048 --save bench/results
 
 time      processor time of `plait.compress.score.score` over that of the same batches through the same weights without
           hooks, a batch of either in turn, one thread; the solving at the end counts as scoring
-memory    peak of a process that scores over the peak of one that only runs forward: its resident set, and weights with
-          the most bytes of tensors alive at once, from the allocator's record of one batch
+memory    peak of a process that scores over the peak of one that only runs forward: its resident set (on Linux), and
+          weights with the most bytes of tensors alive at once, from the allocator's record of one batch
 
 Neither forms logits: the head is not part of a pass that scores.
 """
 
 import argparse
+import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -120,8 +120,12 @@ def as_child(args: argparse.Namespace) -> None:
     """Run two batches and tell the peaks."""
     model, scores = ready(args), args.child == "score"
     batches = text(model.config, 2, args.length)
+    # building takes more than running: the peak begins anew
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
     score(model, batches) if scores else alone(model, batches)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    resident = int(status["VmHWM"].split()[0]) * 1024
     print(json.dumps({"resident": resident, "tensors": peak(model, batches[0], scores)}))
 
 
