@@ -112,6 +112,18 @@ def test_a_session_answers_one_request_at_a_time_in_all_processes(tiny_engine: M
     assert status_of(lambda: others.begin(name)) == 404
 
 
+def test_without_locks_of_the_system_a_process_still_minds_itself(
+    tiny_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plait.serve.sessions.fcntl", None)
+    sessions = Sessions(tmp_path, tiny_engine())
+    name = str(sessions.create()["id"])
+    sessions.begin(name)
+    assert status_of(lambda: sessions.begin(name)) == 409
+    sessions.leave(name)
+    sessions.begin(name)
+
+
 def test_a_turn_that_is_left_leaves_the_file_as_it_was(tiny_engine: MakeEngine, tmp_path: Path) -> None:
     engine = tiny_engine()
     sessions = Sessions(tmp_path, engine)
