@@ -1,9 +1,11 @@
-"""Measure the engine's running batch: `python bench/engine.py batching|twins [--model 290m] [--json FILE]`.
+"""Measure the engine's running batch: `python bench/engine.py batching|twins|turns [--model 290m] [--json FILE]`.
 
 batching   32 mixed requests at once against the same ones after each other: output tokens/s of both, in turns
 twins      a hybrid against its Transformer twin, as many sequences as a cache of fixed size holds, at 8k in / 1k out
            and 32k in / 256 out: output tokens/s, the reading of the prompts included. Pieces of a prompt are timed at
            eight depths and steps at eight fillings, and added up over the run; --whole runs everything instead
+
+turns      a conversation of 16k tokens goes on: time to the first token of its second turn against the first one's
 
 Weights are random, and no answer ends before its length. Prompts of a thousand tokens and more take minutes.
 """
@@ -172,10 +174,30 @@ def twins(report: Report, models: dict[str, Hybrid], args: argparse.Namespace) -
             report.add(f"{prompt}/{answer} hybrid / twin", rates["hybrid"] / rates["twin"], "x")
 
 
+def turns(report: Report, model: Hybrid, args: argparse.Namespace) -> None:
+    """Both turns' times to the first token; the second adds 32 tokens to the first and its answer."""
+    r = random.Random(0)
+    engine = Engine(model, limits=Limits(cache_bytes=args.cache))
+    told = [r.randrange(model.config.vocab_size) for _ in range(round(16384 * args.scale))]
+    waits = []
+    for turn in ("first", "second"):
+        handle = engine.submit(Request(prompt_ids=tuple(told), sampling=replace(GREEDY, max_tokens=64)))
+        while engine.has_work():
+            told += [token for delta in engine.step() for token in delta.token_ids]
+        assert handle.first_token_s is not None
+        waits.append(handle.first_token_s - handle.submitted_s)
+        report.add(f"time to the first token of the {turn} turn", waits[-1], "s")
+        told += [r.randrange(model.config.vocab_size) for _ in range(32)]
+    report.add("second / first", 100 * waits[1] / waits[0], "%")
+    load = engine.load()
+    report.add("tokens that were not read again", load.prefix_tokens)
+    report.add("snapshots", load.prefix_bytes, "bytes")
+
+
 def main() -> None:
     """Measure, print, and save if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("batching", "twins"))
+    parser.add_argument("what", choices=("batching", "twins", "turns"))
     parser.add_argument("--model", default="290m", help="of batching")
     parser.add_argument("--recipe", default="bf16")
     parser.add_argument("--requests", type=int, default=32)
@@ -190,16 +212,16 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     report = Report(f"engine, {args.what}, {args.recipe}", provenance=provenance(0))
     report.add("threads", torch.get_num_threads())
-    names = {"hybrid": args.model} if args.what == "batching" else {"hybrid": args.model, "twin": "twin"}
+    names = {"hybrid": args.model} | ({"twin": "twin"} if args.what == "twins" else {})
     models = {}
     for name, known in names.items():
         with frozen.checkpoint_of(known) as folder:
             models[name] = frozen.loaded(folder, args.recipe)
         report.add(f"{name} parameters", models[name].config.cost().params)
-    if args.what == "batching":
-        batching(report, models["hybrid"], args)
-    else:
+    if args.what == "twins":
         twins(report, models, args)
+    else:
+        (batching if args.what == "batching" else turns)(report, models["hybrid"], args)
     print(report.table())
     if args.json:
         report.save_jsonl(args.json)
