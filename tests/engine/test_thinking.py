@@ -8,11 +8,12 @@ import torch
 from plait.engine.answer import Answer
 from plait.engine.request import Sampling
 from plait.engine.sampler import Draw, sample
-from plait.engine.thinking import GRACE, Thoughts, thoughts_of
+from plait.engine.thinking import Thoughts, thoughts_of
 from plait.text.bpe import SPECIAL_TOKENS, train_bpe
 from plait.text.reasoning import Marks, MarkStream
 from plait.text.tokenizer import Tokenizer
 
+GRACE = 500  # the papers' number
 WORDS = "think of the quick brown fox\nthat jumps over </ the lazy dog >\n\nand so on; " * 3
 MARKLESS = tuple(token for token in SPECIAL_TOKENS if "think" not in token)
 
@@ -93,6 +94,23 @@ def test_an_end_id_inside_of_reasoning_closes_it(tokenizer: Tokenizer) -> None:
     assert end not in ids
     assert thoughts.n_tokens == 1
     assert texts(tokenizer, ids)[0] == tokenizer.decode([word]) + "\n"
+
+
+def test_an_answer_that_is_judged_begins_at_a_token_of_its_own() -> None:
+    tokenizer = train_bpe([">quick " * 50 + WORDS], 400, MARKLESS)
+    drawn = tokenizer.encode("the fox</think>quick")
+    assert tokenizer.token_of(drawn[-1]) == ">quick"
+    thoughts = followed(tokenizer, strict=True)
+    ids = reasoned(thoughts, tokenizer, drawn, frozenset())
+    while thoughts.given:
+        ids.append(thoughts.given[0])
+        assert not thoughts.note(ids[-1])
+    assert tokenizer.decode(ids) == "the fox</think>\n\n"
+    assert thoughts.is_over and thoughts.n_tokens == len(tokenizer.encode("the fox"))
+    # the model's own mark is followed by the empty line too
+    thoughts = followed(tokenizer, strict=True)
+    ids = reasoned(thoughts, tokenizer, tokenizer.encode("fox</think>") + drawn[:1] * 2, frozenset())
+    assert tokenizer.decode(ids).startswith("fox</think>\n\n")
 
 
 def test_an_answer_may_begin_without_reasoning(tokenizer: Tokenizer) -> None:
