@@ -83,6 +83,16 @@ def test_a_model_continues_into_ternary_under_its_own_eyes_and_is_packed(place: 
     assert (place / "second" / name).read_bytes() == (place / "third" / name).read_bytes()
 
 
+def test_a_teacher_may_be_held_in_few_bits(place: Path) -> None:  # noqa: F811
+    assert launch(["train", "recipe.toml", "run.steps=5", "--out", "first"]) == 0
+    (place / "convert.toml").write_text(CONVERT)
+    assert launch(["train", "convert.toml", "run.steps=2", "distill.recipe=int8-32", "--out", "few"]) == 0
+    assert launch(["train", "convert.toml", "run.steps=2", "--out", "many"]) == 0
+    few, many = (rows(place / name)[0]["loss"] for name in ("few", "many"))
+    assert few != many and few == pytest.approx(many, abs=0.01)
+    assert launch(["train", "convert.toml", "distill.recipe=int9", "--out", "none"]) == 2
+
+
 def test_a_model_learns_to_answer_from_conversations(chats: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert launch(["train", "sft.toml", "run.steps=40", "--out", "run"]) == 0
     told = rows(chats / "run")

@@ -16,10 +16,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from plait.cli.compressing import elastic_pages, estimate, explained, pages, texts
-from plait.cli.compressing.asked import EXPLAIN, costs_of, job_of
+from plait.cli.compressing.asked import EXPLAIN, costs_of, here, job_of
 from plait.cli.compressing.asked import Inputs as Inputs
 from plait.cli.compressing.results import Results, note
 from plait.compress.job import Job
@@ -71,9 +69,8 @@ def run(inputs: Inputs) -> Report:
         write_whole(out / "job.json", json.dumps(to_dict(job), indent=1) + "\n")
         stages = Stages(out, again=inputs.again, until=inputs.until)
         stages.sweep()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         held = Teacher(
-            checkpoint=teacher, identity=identity_of(teacher.folder), device=device, recipe=job.teaching.teacher
+            checkpoint=teacher, identity=identity_of(teacher.folder), device=here(), recipe=job.teaching.teacher
         )
         judged = None if suite is None else [[task.name for task in suite.tasks], inputs.task_limit]
         tools = Tools(observe=_watch, judge=suite and judge(suite), judged=judged, say=log.info)

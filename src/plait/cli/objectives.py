@@ -94,7 +94,7 @@ def taught(
                 f"distill.teacher={table.teacher} has other tokens than {ours}; take one that was trained on them"
             )
     # the teacher computes as the student does, in half of float32's memory where that is bfloat16
-    teacher = source.model(device=device, dtype=recipe.precision.compute)
+    teacher = source.model(table.recipe, device=device, dtype=recipe.precision.compute)
     return Distill(objective, teacher, share=table.share, temperature=table.temperature, name=str(table.teacher))
 
 

@@ -8,7 +8,7 @@ precision = "bf16"                 what products compute in; masters are float32
 [run]                              steps or tokens, [run.optim], [run.schedule], validation, checkpoints
 objective = "next-token"           or "sft": sources are files of conversations, of which the answers are learnt
 [sft]                              of "sft": reduction, tokenizer, share held out
-[distill]                          teacher = "FOLDER": learn its next-token distributions; share, temperature
+[distill]                          teacher = "FOLDER": learn its next-token distributions; share, temperature, recipe
 """
 
 import math
@@ -161,12 +161,14 @@ class SFTTable:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillTable:
     """teacher: folder of a checkpoint of the same vocabulary. share: of its divergence in the loss, the rest is plain
-    cross-entropy. temperature: of both distributions.
+    cross-entropy. temperature: of both distributions. recipe: what the teacher is held and computed in, such as "int8"
+    to save memory; None is what the model computes in.
     """
 
     teacher: Path
     share: float = 1.0
     temperature: float = 1.0
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,7 @@ def verify(
 
         found[one.name] = _quality(folder, one.name, model, batches, truth, mine, judge, say)[1]
     configs = {TEACHER: teacher.config} | {one.name: one.plan.config for one in subjects}
-    load_, speeds = _speeds(folder, configs, job, costs, say)
+    load_, speeds = _speeds(folder, configs, job, teacher.device, say)
     rows = []
     for name, config in configs.items():
         total = costs.total(config)
@@ -157,7 +157,7 @@ def _quality(
 
 
 def _speeds(
-    folder: Path, configs: Mapping[str, ModelConfig], job: Job, costs: Costs, say: Callable[[str], None]
+    folder: Path, configs: Mapping[str, ModelConfig], job: Job, device: torch.device, say: Callable[[str], None]
 ) -> tuple[Load | None, dict[str, dict[str, float]]]:
     """Seconds of prompts and of a step of each model, in turns, and under which load; none for unknown numbers."""
     weights = job.numbers.weights
@@ -168,7 +168,7 @@ def _speeds(
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         return Load(**kept["load"]), kept["speeds"]
-    models = {name: ready(config, weights) for name, config in configs.items()}
+    models = {name: ready(config, weights, device) for name, config in configs.items()}
     load = affordable(models[TEACHER], job.load)
     if load != job.load:
         say(f"speeds are measured at {load.context:,} tokens of context: {job.load.context:,} would take long here")

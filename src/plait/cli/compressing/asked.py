@@ -1,10 +1,13 @@
 """From the words of `plait compress` to a job: the budget, the load, the machine, and settings on top of defaults."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from plait.cli.info import tokens_of
 from plait.cli.launch import arg
@@ -20,6 +23,8 @@ from plait.config import ConfigError, bytes_of, load
 from plait.evals.suite import DEFAULT
 
 EXPLAIN = "explain"
+
+log = logging.getLogger(__name__)
 COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -130,9 +135,16 @@ def _says_precision(words: Inputs, asked: Sequence[str]) -> bool:
 
 def usual() -> str:
     """What students are trained in here: bfloat16 where it pays."""
-    import torch
+    return "bf16" if speed(here()).has_fast_bf16 else "fp32"
 
-    return "bf16" if speed("cuda" if torch.cuda.is_available() else "cpu").has_fast_bf16 else "fp32"
+
+def here() -> str:
+    """Where models run: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _measuring(block: str) -> None:
+    log.info("measuring %s", block)
 
 
 def costs_of(job: Job, blocks: Path) -> Costs:
@@ -142,7 +154,7 @@ def costs_of(job: Job, blocks: Path) -> Costs:
     """
     clock: Clock | None
     if job.device == THIS:
-        clock = BlockLibrary(path=blocks, interpolates=True)
+        clock = BlockLibrary(path=blocks, device=here(), interpolates=True, on_measure=_measuring)
     else:
         machine = machine_of(job.device)
         clock = None if machine.flops is None else Roofline(machine=machine)
