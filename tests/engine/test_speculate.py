@@ -180,6 +180,16 @@ def test_lookup_goes_on_with_what_repeats_itself() -> None:
     assert lookup.propose([5, 1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
 
 
+def test_lookup_asks_for_longer_runs_where_its_guesses_are_wrong() -> None:
+    lookup, ids = Lookup(least=2, most=3), [1, 2, 3, 4, 5, 9, 2, 3]
+    assert lookup.propose(ids, 8) == [4, 5]
+    lookup.judge(2, 0)
+    assert lookup.propose(ids, 8) == []
+    assert lookup.propose([*ids, 6, 1, 2, 3], 8) == [4]
+    lookup.judge(1, 1)
+    assert lookup.propose([*ids, 6, 1, 2, 3, 4, 5, 7, 2, 3], 8) == [4, 5]
+
+
 def test_a_draft_model_of_another_vocabulary_is_refused(tiny: Tiny, model: Hybrid) -> None:
     with pytest.raises(ValueError, match="draft: it has 100 ids, the model 384"):
         Engine(model, draft=tiny("M", vocab_size=100))

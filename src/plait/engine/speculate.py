@@ -42,13 +42,13 @@ class Drafter(Protocol):
 class Lookup:
     """What followed the last tokens when they stood in the text before.
 
-    It begins with few guesses, doubles them while all are right, and takes back what was wrong: text that does not
-    repeat itself costs little.
+    It begins with few guesses, doubles them while all are right, takes back what was wrong, and after guesses none of
+    which was right asks for a longer run next time: text that does not repeat itself costs little.
     """
 
     def __init__(self, least: int = 2, most: int = 5) -> None:
         """Args: least, most: tokens that must be the same, the longest run first."""
-        self._sizes = range(most, least - 1, -1)
+        self._sizes, self._least = range(most, least - 1, -1), least
         self._ends: dict[tuple[int, ...], int] = {}
         self._n_seen = 0
         self._n_wanted = 2
@@ -63,7 +63,7 @@ class Lookup:
         self._n_seen = max(len(ids) - 1, self._n_seen)
         n = min(n, self._n_wanted)
         for size in self._sizes:
-            at = self._ends.get(tuple(ids[-size:])) if size <= len(ids) else None
+            at = self._ends.get(tuple(ids[-size:])) if self._least <= size <= len(ids) else None
             if at is not None:
                 return self._from(ids, at, n)
         return []
@@ -71,6 +71,7 @@ class Lookup:
     def judge(self, n_proposed: int, n_right: int) -> None:
         """As Drafter."""
         self._n_wanted = min(2 * self._n_wanted, 64) if n_right == n_proposed else max(n_right, 1)
+        self._least = self._sizes[-1] if n_right else min(self._least + 1, self._sizes[0])
 
     @staticmethod
     def _from(ids: Sequence[int], at: int, n: int) -> list[int]:
