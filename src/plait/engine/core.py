@@ -19,6 +19,7 @@ from torch import Tensor
 from plait.engine.chain import Look, look, room
 from plait.engine.pool import Pool
 from plait.engine.prefix import Prefixes
+from plait.engine.replay import Replays
 from plait.engine.request import FinishReason, Load, Request
 from plait.engine.runner import Row
 from plait.engine.sampler import sample
@@ -95,6 +96,7 @@ class Core:
         self.scheduler = Scheduler(
             self.pool, self.prefixes, piece=limits.piece, step_tokens=limits.step_tokens, saved_bytes=saved
         )
+        self.replays = Replays(model, self.pool.cache)
         self._ended: list[Sequence] = []
         self._arrivals = itertools.count(1)
         self._names = itertools.count(1)
@@ -202,6 +204,8 @@ class Core:
         ids, slots = [row.ids[-1] for row in rows], [lease.slot for lease in leases]
         tables, fed = [lease.pages for lease in leases], [lease.n_tokens for lease in leases]
         logits = step_rows(self.model, self.pool.cache, ids, slots, [n + 1 for n in fed], tables)
+        if logits is None:
+            logits = self.replays.step(ids, slots, fed, tables)
         if logits is None:
             tile = TILE if self.model.device.type == "cpu" else len(rows)
             parts = []

@@ -72,19 +72,19 @@ class PagedKV:
 class RowsKV(FixedKV):
     """Some sequences' keys and values, as the mixer of attention takes them."""
 
-    def __init__(self, pages: PagedKV, tables: Tensor, lengths: Sequence[int]) -> None:
-        """tables: (B, ...) int64. lengths: tokens before the coming ones."""
+    def __init__(self, pages: PagedKV, tables: Tensor, lengths: Sequence[int] | None) -> None:
+        """tables: (B, ...) int64. lengths: tokens before the coming ones; None where the host does not know them."""
         self.pages, self.tables, self.lengths = pages, tables, lengths
 
     def attend(self, s: Attention, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """Write (B, L, K, P) keys and values after what is there; the (B, L, H, P) queries see all before them."""
         L, pages = q.shape[1], self.pages
-        if L == 1:
+        if L == 1 or self.lengths is None:
             pages.put_each(self.tables, positions[:, 0], k[:, 0], v[:, 0])
         else:
             for b, n in enumerate(self.lengths):
                 pages.put(self.tables[b], n, k[b : b + 1].transpose(1, 2), v[b : b + 1].transpose(1, 2))
-        if L == 1 and q.is_cuda and not s.is_soft and pages.k.dtype == q.dtype:
+        if self.lengths is None or (L == 1 and q.is_cuda and not s.is_soft and pages.k.dtype == q.dtype):
             table = self.tables.int()
             return decode_attention(q[:, 0], pages.k, pages.v, positions[:, 0] + 1, page_table=table)[:, None]
         # each by itself: what a sequence gets does not depend on the others
@@ -201,19 +201,21 @@ class PagedCache:
     @property
     def slot_bytes(self) -> int:
         """Bytes of one sequence that do not grow."""
-        tensors = (t[0] for state in self._slots() for t in state.tensors())
+        tensors = (t[0] for state in self.slot_states() for t in state.tensors())
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, of all layers."""
-        tensors = (t[0] for state in self._paged() for kept in state.kept for t in kept.tensors())
+        tensors = (t[0] for state in self.kv_states() for kept in state.kept for t in kept.tensors())
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def _slots(self) -> list[SlotState]:
+    def slot_states(self) -> list[SlotState]:
+        """Of the layers with a state of constant size."""
         return [state for state in self.states if isinstance(state, SlotState)]
 
-    def _paged(self) -> list[PagedKV]:
+    def kv_states(self) -> list[PagedKV]:
+        """Of the layers of attention."""
         return [state for state in self.states if isinstance(state, PagedKV)]
 
     def table(self, pages: Sequence[int]) -> Tensor:
@@ -222,23 +224,23 @@ class PagedCache:
 
     def clear(self, slot: int) -> None:
         """Make a slot that of a sequence without tokens."""
-        for state in self._slots():
+        for state in self.slot_states():
             for t in state.tensors():
                 t[slot] = 0
 
     def held(self, slot: int) -> Held:
         """Copies of a sequence's states of constant size."""
-        return [[t[slot].clone() for t in state.tensors()] for state in self._slots()]
+        return [[t[slot].clone() for t in state.tensors()] for state in self.slot_states()]
 
     def hold(self, slot: int, held: Held) -> None:
         """Put what `held` gave into a slot."""
-        for state, tensors in zip(self._slots(), held, strict=True):
+        for state, tensors in zip(self.slot_states(), held, strict=True):
             for mine, theirs in zip(state.tensors(), tensors, strict=True):
                 mine[slot] = theirs
 
     def copy_page(self, old: int, new: int) -> None:
         """Copy keys and values of a page."""
-        for state in self._paged():
+        for state in self.kv_states():
             for kept in state.kept:
                 for t in kept.tensors():
                     t[new] = t[old]
@@ -283,12 +285,15 @@ class Rows(Cache):
         width = max(map(len, tables))
         table = paged.table([[*pages, *[0] * (width - len(pages))] for pages in tables])  # type: ignore[list-item]
         at = paged.table(slots)
+        self._bind(paged, at, table, lengths)
+
+    def _bind(self, paged: PagedCache, slots: Tensor, tables: Tensor, lengths: Sequence[int] | None) -> None:
         self.states = []
         for state in paged.states:
             if isinstance(state, PagedKV):
-                self.states.append(RowsKV(state, table, lengths))
+                self.states.append(RowsKV(state, tables, lengths))
             else:
-                self.states.append(None if state is None else RowsState(state, at))
+                self.states.append(None if state is None else RowsState(state, slots))
 
     def extend(self, L: int, mask: Tensor | None) -> None:
         """Count L more tokens of each."""
@@ -302,3 +307,17 @@ class Rows(Cache):
         for state in self.states:
             if isinstance(state, RowsState):
                 state.store(self.fed)
+
+
+class StaticRows(Rows):
+    """The same for one token of each, told by tensors on the device alone: such a step can be captured."""
+
+    def __init__(self, paged: PagedCache, slots: Tensor, tables: Tensor, lengths: Tensor) -> None:
+        """
+        Args:
+            paged: its keys and values in the compute dtype, its states not rounded at random.
+            slots, lengths: (B,) int64; tables: (B, pages) int64.
+        """
+        self.config, self.mask, self.tape = paged.config, None, None
+        self.lengths, self.fed, self.n_tokens = lengths, [], 0
+        self._bind(paged, slots, tables, None)
