@@ -37,7 +37,7 @@ from plait.train.metrics import Observer, write_whole
 from plait.train.progress import progress
 
 EXAMPLE = """plait compress runs/first/final --memory 200MiB --context 32k --min-speedup 1.2 --data tokens --tokens 20M
-  plait compress nemotron-h-8b --memory 22GiB --context 128k --device a10g --data texts/ --dry-run
+  plait compress downloads/nemotron-h-8b --memory 22GiB --context 128k --device a10g --data texts/ --dry-run
   plait compress runs/first/final --elastic 0.8,0.6 --data tokens --tokens 20M --compare
   plait compress explain runs/first-compressed"""
 

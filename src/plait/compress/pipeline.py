@@ -87,9 +87,7 @@ class Compression:
             }
         if "scratch" in self.job.baselines:
             others["scratch"] = self.scratch(chosen)
-        return self.verify(final, chosen, others, shorts, plans)
-
-    # --- one method per stage -------------------------------------------------------------------------------------
+        return self.verify(final, chosen, others, plans)
 
     def profile(self) -> Path:
         """What the teacher costs, and the ceilings that this makes of the budget."""
@@ -258,7 +256,6 @@ class Compression:
         final: Path,
         chosen: Named,
         others: Mapping[str, Path],
-        shorts: Mapping[str, Path],
         plans: Mapping[str, Named],
     ) -> Path:
         """Everything that the report tells of the models."""
@@ -283,8 +280,6 @@ class Compression:
         inputs = {**self.base, "student": final, "others": dict(others), "judged": tools.judged, **self._costing()}
         inputs |= {"validation": job.teaching.validation_batches}
         return self.stages.run("verify", inputs, make)
-
-    # --- what they share ------------------------------------------------------------------------------------------
 
     def _distil(
         self,
