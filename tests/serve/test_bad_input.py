@@ -187,3 +187,11 @@ def test_a_huge_constraint_costs_bounded_time(url: str) -> None:
     outputs = {"regex": "(a{1,1000}){1,1000}{1,1000}"}
     answer = httpx.post(f"{url}/v1/completions", json=TEXT | {"structured_outputs": outputs}, timeout=30)
     assert answer.status_code in (200, 400) and time.monotonic() - began < 20
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(url: str) -> None:
+    for change in ({"prompt": "a" * (1 << 20)}, {"prompt": [1] * 100_000}, {"prompt": [[]] * 100_000}):
+        error = refused(httpx.post(f"{url}/v1/completions", json=TEXT | change, timeout=30))
+        assert str(error["param"]).startswith("prompt")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": ["y"] * 20_000}}}
+    assert refused(httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"tools": [tool]}))["param"] == "tools"

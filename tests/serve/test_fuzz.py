@@ -27,13 +27,23 @@ def api(tiny_engine) -> Iterator[object]:
     running.stop()
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+# what is wrong is made of bodies; without one there is little to be wrong
+CASES = [(path, method, mode) for path, method in OPERATIONS for mode in GenerationMode]
+CASES = [case for case in CASES if case[1] == "post" or case[2] is GenerationMode.POSITIVE]
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), CASES)
 def test_no_request_is_a_fault_of_the_server(api, path: str, method: str, mode: GenerationMode, n_shapes: int) -> None:
     operation = api[path][method.upper()]
     found = 0
 
-    @settings(max_examples=max(n_shapes // 4, 3), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=max(n_shapes // 4, 3),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        derandomize=True,
+    )
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case) -> None:
         nonlocal found

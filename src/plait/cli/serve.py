@@ -1,5 +1,6 @@
 """`plait serve`: answer OpenAI's routes with a model, show a chat page, stop without losing what was begun."""
 
+import gc
 import logging
 import os
 import sys
@@ -81,6 +82,7 @@ class Inputs:
     guesses: int = arg(default=0, help="coming tokens that are guessed and checked per step (speculation); 0 is none")
     dtype: Literal["auto", "bfloat16", "float32"] = arg(default="auto", help="of the weights; auto is as stored")
     recipe: str | None = arg(default=None, help="number format, such as int8 or int4; the model's own if not given")
+    draft: Path | None = arg(default=None, help="smaller model that guesses; without it the text so far is looked up")
     device: tuple[str, ...] = arg(
         default=("auto",), help="cpu, cuda:1 ...; auto is a GPU if there is one; of each replica"
     )
@@ -93,6 +95,8 @@ class Inputs:
         for field in (*counts, *(f for f in ("context", "max_tokens") if getattr(self, f) is not None)):
             if not getattr(self, field) > 0:
                 raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be above 0")
+        if self.draft is not None and not self.guesses:
+            raise ValueError(f"--draft {self.draft}: say how many tokens it may guess, such as --guesses 7")
         for field in ("max_waiting", "guesses"):
             if getattr(self, field) < 0:
                 raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be at least 0")
@@ -153,6 +157,9 @@ def run(inputs: Inputs) -> Report:
         )
 
     def tell_of(found: Served) -> None:
+        # what is there now stays: the collector need not look at it in the middle of a stream
+        gc.collect()
+        gc.freeze()
         for line in story(found.worker.engine, found.context, inputs):
             log.info("%s", line)
         tell()
@@ -182,7 +189,10 @@ def serve_one(inputs: Inputs) -> "Served":
         state=inputs.state,
         kv=inputs.kv,
     )
-    engine = Engine(model, limits=limits)
+    draft = None
+    if inputs.draft is not None:
+        draft = load(inputs.draft, device=inputs.device_of(inputs.replica), dtype=inputs.dtype)
+    engine = Engine(model, limits=limits, draft=draft)
     room = engine.capacity
     context = inputs.context or min(model.config.max_context, room or model.config.max_context)
     if room is not None and context > room:

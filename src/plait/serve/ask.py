@@ -164,6 +164,8 @@ def message_ids(
 
     Raises: RequestError naming the messages.
     """
+    served.check_length(sum(len(text) for m in messages if isinstance(text := m.get("content"), str)), "messages")
+    served.check_length(len(json.dumps(tools)), "tools")
     try:
         told, values = switched(messages, served.tokenizer.chat_template or CHATML, thinks)
         return encode_chat(
@@ -287,6 +289,7 @@ def _ids(prompt: str | tuple[int, ...], served: Served, where: str) -> list[int]
             at = prompt.index(largest)
             raise RequestError(f"{where}[{at}] is token id {largest}; ids run from 0 to {served.vocab_size - 1}", where)
         return list(prompt)
+    served.check_length(len(prompt), where)
     try:
         ids = served.tokenizer.encode(prompt, add_special=True)
     except ValueError as error:

@@ -38,6 +38,8 @@ _COUNTERS = {
     "preemptions": ("plait_preemptions", "times that an answer was set aside"),
     "prefix_hits": ("plait_prefix_hits", "prompts whose beginning was known"),
     "prefix_misses": ("plait_prefix_misses", "prompts whose beginning was not known"),
+    "guessed": ("plait_guessed_tokens", "tokens that were guessed (speculation)"),
+    "guessed_right": ("plait_guessed_right_tokens", "guesses that stood"),
     "prefix_tokens": ("plait_prefix_tokens", "tokens of prompts that were not computed again"),
 }
 

@@ -21,8 +21,10 @@ from plait.text.tokenizer import Tokenizer
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# reading prompts is short work that mostly runs outside of Python's lock; two hands are enough beside the engine
+# reading prompts is short work that mostly runs outside of Python's lock; two hands are enough beside the engine, and
+# one for what takes long, so that the others need not wait for it
 _HANDS = 2
+LONG_BODY = 1 << 17
 
 
 class Phase(StrEnum):
@@ -38,8 +40,9 @@ class Phase(StrEnum):
 class Served:
     """One model behind the routes.
 
-    name: what requests call it. context: tokens that a prompt and its answer may have together. facts: what
-    /v1/models tells of it besides. end_ids, end_texts: what ends an assistant's turn. sessions: None keeps none.
+    name: what requests call it. context: tokens that a prompt and its answer may have together. longest_token: bytes
+    of it. facts: what /v1/models tells of it besides. end_ids, end_texts: what ends an assistant's turn. sessions: None
+    keeps none.
     """
 
     worker: Worker
@@ -47,6 +50,7 @@ class Served:
     name: str
     context: int
     vocab_size: int
+    longest_token: int = 1 << 10
     facts: Mapping[str, object] = field(default_factory=dict)
     created: int = 0
     end_ids: tuple[int, ...] = ()
@@ -76,6 +80,7 @@ class Served:
             name=name,
             context=context,
             vocab_size=worker.engine.model.config.vocab_size,
+            longest_token=max(len(tokenizer.bytes_of(i) or b"") for i in range(tokenizer.vocab_size)),
             facts=facts or {},
             created=int(time.time()),
             end_ids=ids,
@@ -88,6 +93,19 @@ class Served:
         """What an answer holds of a constant size; 0 if nobody has said."""
         found = self.facts.get("state_bytes", 0)
         return found if isinstance(found, int) else 0
+
+    def check_length(self, n_characters: int, field: str) -> None:
+        """Whether a text could fit at all, before the time is spent to find out how many tokens it has.
+
+        Raises: RequestError naming the field.
+        """
+        most = self.context * self.longest_token
+        if n_characters > most:
+            raise RequestError(
+                f"{field} has {n_characters} characters; {self.context} tokens, the context, hold at most {most}",
+                field,
+                code="context_length_exceeded",
+            )
 
     def check_name(self, asked: str | None) -> None:
         """Whether a request means this model.
@@ -129,6 +147,7 @@ class House:
         self._served: Served | None = None
         self._is_draining = False
         self._hands = ThreadPoolExecutor(_HANDS, "plait-prompts")
+        self._slow_hand = ThreadPoolExecutor(1, "plait-long-prompts")
 
     @property
     def phase(self) -> Phase:
@@ -151,7 +170,8 @@ class House:
         """End the threads; what still runs is cancelled."""
         if self._served is not None:
             self._served.worker.close(drain=False, timeout_s=10)
-        self._hands.shutdown(wait=False, cancel_futures=True)
+        for hands in (self._hands, self._slow_hand):
+            hands.shutdown(wait=False, cancel_futures=True)
 
     @property
     def served(self) -> Served:
@@ -172,8 +192,10 @@ class House:
         return self._served
 
     async def by_hand(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do something that takes its time beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._hands, lambda: work(*args, **kwargs))
+        """Do something that takes its time beside the event loop; with a long body it takes longer."""
+        is_long = any(isinstance(arg, bytes) and len(arg) > LONG_BODY for arg in args)
+        hands = self._slow_hand if is_long else self._hands
+        return await asyncio.get_running_loop().run_in_executor(hands, lambda: work(*args, **kwargs))
 
     def _load(self) -> Load | None:
         return None if self._served is None else self._served.worker.load()
