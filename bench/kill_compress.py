@@ -185,7 +185,7 @@ def _marks(out: Path) -> set[tuple[str, int]]:
 
 def main() -> None:
     """Read the arguments, do it, print the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--method", default="minipuzzle", choices=("minipuzzle", "puzzle"))
