@@ -42,11 +42,11 @@ def test_a_stage_leaves_model_and_outcome_and_does_not_train_twice(words: Datase
         return tiny_model(seed=1)
 
     def once() -> dict[str, object]:
-        return distil(tmp_path, start, objective(words), config(steps=4), name="fresh", seed=0)
+        return distil(tmp_path, start, objective(words), config(steps=12), name="fresh", seed=0)
 
     found = once()
     assert once() == found == outcome_of(tmp_path) and started == [1]
-    assert found["steps"] == 4 and len(curve_of(tmp_path)) == 4
+    assert found["steps"] == 12 and len(curve_of(tmp_path)) == 12
     assert load(tmp_path / "model").config == tiny_config()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
