@@ -45,6 +45,7 @@ def refused(answer: httpx.Response, status: int = 400) -> dict[str, object]:
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
         ({"top_p": 0}, "top_p"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
         ({"n": 100}, "n"),
@@ -195,3 +196,8 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(url: str) -> None
         assert str(error["param"]).startswith("prompt")
     tool = {"type": "function", "function": {"name": "f", "parameters": {"x": ["y"] * 20_000}}}
     assert refused(httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"tools": [tool]}))["param"] == "tools"
+
+
+def test_the_smallest_numbers_that_are_allowed_give_answers(url: str) -> None:
+    for change in ({"temperature": 5e-324}, {"top_p": 5e-324}, {"min_p": 5e-324}, {"repetition_penalty": 0.01}):
+        assert httpx.post(f"{url}/v1/completions", json=TEXT | change).status_code == 200

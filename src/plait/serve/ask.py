@@ -15,6 +15,7 @@ from plait.text.chat import CHATML, encode_chat
 from plait.text.reasoning import switched
 
 _MASK = 2**63 - 1
+_COLD = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +231,8 @@ def sample_settings(
     try:
         return Sampling(
             max_tokens=max_tokens,
-            temperature=1.0 if body.temperature is None else body.temperature,
+            # logits over a number this small are not finite; the likeliest token is what was meant
+            temperature=1.0 if body.temperature is None else body.temperature * (body.temperature >= _COLD),
             top_k=body.top_k if body.top_k > 0 else None,
             top_p=body.top_p,
             min_p=body.min_p or None,

@@ -66,7 +66,7 @@ class Sampled:
     ignore_eos: bool = False
     presence_penalty: Annotated[float, Limit(low=-2, high=2)] = 0.0
     frequency_penalty: Annotated[float, Limit(low=-2, high=2)] = 0.0
-    repetition_penalty: Annotated[float, Limit(above=0, high=10)] = 1.0
+    repetition_penalty: Annotated[float, Limit(low=0.01, high=10)] = 1.0
     logit_bias: Annotated[
         dict[str, Annotated[float, Limit(low=-100, high=100)]], Limit(most=1024, help="token id to what is added")
     ] = field(default_factory=dict)
