@@ -92,10 +92,10 @@ def test_a_time_without_a_clock_and_a_speedup_without_a_teacher_are_refused() ->
         Budget(min_speedup=1.2).verdict(config, Costs())
 
 
-@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
-def test_a_ceiling_that_is_none_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="total_bytes="):
-        Budget(total_bytes=value)
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, "22GiB", True])
+def test_a_ceiling_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=f"total_bytes={value!r}: must be a number above 0"):
+        Budget(total_bytes=value)  # type: ignore[arg-type]
 
 
 def test_a_model_outside_the_budget_is_refused_by_name() -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from plait.compress.costs import Costs, LayerCosts, Load
-from plait.compress.numbers import Numbers
+from plait.compress.numbers import Numbers, layer_weights
 from plait.compress.roofline import Roofline
 from plait.model.config import ModelConfig
+from plait.model.layers.moe import MoE
 from plait.model.plan import MACHINES, Machine, decode_s, needs, prefill_s
 from plait.model.presets import PRESETS
 
@@ -70,6 +71,24 @@ def test_costs_add_field_by_field() -> None:
 
 
 @pytest.mark.parametrize("field", ["batch", "context"])
-def test_a_load_of_nothing_is_refused(field: str) -> None:
-    with pytest.raises(ValueError, match=f"{field}=0: must be at least 1"):
-        Load(**{field: 0})
+@pytest.mark.parametrize("value", [0, 1.5, "8k"])
+def test_a_load_of_nothing_or_of_no_number_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}={value!r}: must be a whole number, at least 1"):
+        Load(**{field: value})  # type: ignore[arg-type]
+
+
+def test_many_tokens_read_more_experts_than_one() -> None:
+    spec = MoE(n_experts=128, n_chosen=6, d_ff=1856)
+    clock, width = Roofline(machine=Machine(memory=2**40, bandwidth=1e12, flops=1e30)), 2688
+    expert = 2 * 1856 * width * 2 / 1e12
+
+    def read(load: Load) -> tuple[float, ...]:
+        """Experts whose bytes are read, in prefill and in a step."""
+        rest = layer_weights(spec, width).read - 6 * expert * 1e12
+        return tuple((seconds - rest / 1e12) / expert for seconds in clock.layer(spec, width, load, Numbers()))
+
+    assert read(Load(context=1)) == pytest.approx((6, 6), rel=1e-6)
+    # drawn by hand: 128 (1 - (122 / 128)^n), and all of them by a piece
+    assert read(Load(batch=2, context=1)) == pytest.approx((11.71875, 11.71875), rel=1e-6)
+    assert read(Load(batch=64, context=2048))[1] == pytest.approx(128 * (1 - (122 / 128) ** 64), rel=1e-6)
+    assert read(Load(context=2048))[0] == pytest.approx(128, rel=1e-6)

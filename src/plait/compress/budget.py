@@ -72,8 +72,9 @@ class Budget:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{field.name}={value}: must be a number above 0, or left out")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and value > 0 and math.isfinite(value)):
+                raise ValueError(f"{field.name}={value!r}: must be a number above 0, or left out")
 
     def against(self, teacher: LayerCosts) -> "Budget":
         """The same budget with speedups turned into ceilings on time; the lower one where there is one already.

@@ -29,8 +29,9 @@ class Load:
 
     def __post_init__(self) -> None:
         for field, least in (("batch", 1), ("context", 1), ("answer", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least {least}")
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{field}={value!r}: must be a whole number, at least {least}")
 
     @property
     def tokens(self) -> int:

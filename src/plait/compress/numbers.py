@@ -21,6 +21,7 @@ from plait.model.config import ModelConfig
 from plait.model.hybrid import Block, recipe_of
 from plait.model.layer import LayerSpec
 from plait.model.layers import KINDS
+from plait.model.layers.moe import MoE
 from plait.precision import RECIPES
 from plait.precision.linear import Linear
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
@@ -65,7 +66,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """stored: bytes. read: of them, bytes that one decode step reads."""
+    """stored: bytes. read: of them, bytes that one pass over some tokens reads."""
 
     stored: float
     read: float
@@ -98,8 +99,12 @@ def _bits(value: str | float, names: dict[str, float], field: str, known: tuple[
 
 
 @cache
-def layer_weights(spec: LayerSpec, d_model: int, weights: str | float = "bf16") -> Held:
-    """Bytes of one layer, its norm included; of experts a step reads those that one token chooses."""
+def layer_weights(spec: LayerSpec, d_model: int, weights: str | float = "bf16", tokens: int = 1) -> Held:
+    """Bytes of one layer, its norm included.
+
+    Of experts a pass reads those that its tokens choose, on average if all are chosen alike: k of E by one token,
+    E (1 - (1 - k / E)^tokens) by several.
+    """
     cost, form = KINDS[spec.symbol].cost(spec, d_model), format_of(weights)
     if isinstance(form, str):
         shell = ModelConfig(vocab_size=1, d_model=d_model, layers=(spec,))
@@ -109,7 +114,8 @@ def layer_weights(spec: LayerSpec, d_model: int, weights: str | float = "bf16") 
         expert = MATRIX_BITS[form] / 8 if form in MATRIX_BITS else _width(form)
     else:
         stored, expert = cost.params * form / 8, form / 8
-    return Held(stored=stored, read=stored - (cost.params - cost.active_params) * expert)
+    left = 1.0 if not isinstance(spec, MoE) else (1 - spec.n_chosen / spec.n_experts) ** (tokens - 1)
+    return Held(stored=stored, read=stored - (cost.params - cost.active_params) * expert * left)
 
 
 def rest_weights(config: ModelConfig, weights: str | float = "bf16") -> Held:

@@ -26,17 +26,20 @@ class Roofline:
 
     def layer(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> tuple[float, float]:
         """Seconds of prefill and of a decode step of one layer."""
-        cost, held = KINDS[spec.symbol].cost(spec, d_model), layer_weights(spec, d_model, numbers.weights)
-        batch, tokens = load.batch, load.context
+        cost, batch, tokens = KINDS[spec.symbol].cost(spec, d_model), load.batch, load.context
+
+        def read(together: int) -> float:
+            return layer_weights(spec, d_model, numbers.weights, together).read
+
         token_bytes, ssm = cost.kv_numbers_per_token * numbers.kv_bytes, cost.ssm_numbers * numbers.ssm_bytes
         # the recurrence is counted by itself, in another form for prompts than for steps
         matrices = cost.flops_per_token - 6 * cost.ssm_numbers
         flops = batch * tokens * (matrices + scan_flops(spec) + cost.flops_per_token_per_key * tokens / 2)
         # each piece of all prompts reads the weights once; each piece of a sequence its past keys and its states
         past = batch * -(-tokens // self.piece) * (token_bytes * tokens / 2 + 2 * ssm)
-        prefill = self._s(flops, -(-batch * tokens // self.piece) * held.read + past)
+        prefill = self._s(flops, -(-batch * tokens // self.piece) * read(min(self.piece, batch * tokens)) + past)
         keys, state = batch * load.middle, ssm + cost.conv_numbers * numbers.conv_bytes
-        decode = self._s(batch * matrices, held.read)
+        decode = self._s(batch * matrices, read(batch))
         decode += self._s(keys * cost.flops_per_token_per_key, keys * token_bytes)
         decode += self._s(batch * 6 * cost.ssm_numbers, batch * 2 * state)
         return prefill, decode
