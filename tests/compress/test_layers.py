@@ -1,6 +1,7 @@
 """Layers left out: the errors are those of models without them, and what comes before is not computed again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from plait.compress.plan import shrunk
 from plait.compress.prune import prune
 from plait.compress.score import score
 from plait.compress.twins import twin_layers
-from plait.model.hybrid import Hybrid
+from plait.data.packing import IGNORED
+from plait.model.hybrid import Hybrid, build
 from plait.train.objective import mean_loss
 from plait.train.pretrain import NextToken
 
@@ -98,6 +100,21 @@ def split(model: Hybrid, first: int, share: float) -> None:
                     p *= part
 
 
+@pytest.mark.parametrize("pattern", ["MM", "--", "**"])
+def test_biases_of_zero_do_not_hide_twins(pattern: str) -> None:
+    model = build(
+        teachers.config(pattern, mamba2={"proj_bias": True}, mlp={"bias": True}, attention={"out_bias": True}), "fp32"
+    )
+    split(model, 0, 0.3)
+    assert twin_layers(model) == {0: (1, pytest.approx(1 + 0.3 / 0.7, rel=1e-5))}
+    with torch.no_grad():
+        for block in model.blocks:
+            for p in block.mixer.parameters():
+                p.zero_()
+    # layers that do nothing are twins of which one adds as much as both
+    assert list(twin_layers(model)) == [0]
+
+
 @pytest.mark.parametrize("pattern", ["MM--**", "EE", "MMM"])
 @pytest.mark.parametrize("share", [0.5, 0.3])
 def test_layers_that_were_doubled_are_found_and_merged(pattern: str, share: float, tmp_path: Path) -> None:
@@ -153,6 +170,36 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> No
         assert score_layers(model, text, rounds=3, measures=("mse", "loss"), folder=folder) == whole
     with pytest.raises(ValueError, match="belongs to another model, text or measure"):
         score_layers(model, teachers.batches(2, seed=8), rounds=3, measures=("mse", "loss"), folder=folder)
+    # the loss is of targets
+    masked = [replace(batch, targets=torch.full_like(batch.targets, IGNORED)) for batch in text]
+    with pytest.raises(ValueError, match="belongs to another model, text or measure"):
+        score_layers(model, masked, rounds=3, measures=("mse", "loss"), folder=folder)
+    with torch.no_grad():
+        model.blocks[3].mixer.router.correction += 1
+    with pytest.raises(ValueError, match="belongs to another model, text or measure"):
+        score_layers(model, text, rounds=3, measures=("mse", "loss"), folder=folder)
+
+
+def test_a_search_that_went_on_still_tells_what_fewer_rounds_found(tmp_path: Path) -> None:
+    model, text = teachers.teacher(PATTERN), teachers.batches(1)
+    score_layers(model, text, rounds=4, folder=tmp_path)
+    for rounds in (1, 2, 3):
+        assert score_layers(model, text, rounds=rounds, folder=tmp_path) == score_layers(model, text, rounds=rounds)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"identity": {}}', "{", ""])
+def test_a_broken_state_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "layers.json").write_text(content)
+    with pytest.raises(ValueError, match=r"layers\.json is no state of this search"):
+        score_layers(teachers.teacher("M-"), teachers.batches(1), folder=tmp_path)
+
+
+def test_errors_that_are_no_numbers_order_nothing() -> None:
+    model = teachers.teacher("M--", mlp={"sub_norm": False, "gated": False})
+    with torch.no_grad():
+        model.blocks[1].mixer.up_proj.weight[:] = 1e200
+    with pytest.raises(ValueError, match="mse without layer 0 is nan: the model's numbers overflow"):
+        score_layers(model, teachers.batches(1))
 
 
 def test_the_best_layers_of_each_kind_stay() -> None:
@@ -161,6 +208,10 @@ def test_the_best_layers_of_each_kind_stay() -> None:
     assert keep_layers(importance, teacher, {"M": 1, "-": 1, "*": 0}) == (1, 3, 5)
     with pytest.raises(ValueError, match=r"counts\['M'\]=3: the teacher has 2 such layers"):
         keep_layers(importance, teacher, {"M": 3})
+    with pytest.raises(ValueError, match=r"counts\['m'\]=1: the teacher has 0 such layers"):
+        keep_layers(importance, teacher, {"m": 1})
+    with pytest.raises(ValueError, match="importance of 5 layers was given for a teacher of 6"):
+        keep_layers(importance[1:], teacher, {"M": 1})
 
 
 def test_scores_take_layers_along(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def test_sizes_of_a_layer_win_over_those_of_its_kind() -> None:
         ({"sizes": {"*": {"head_dim": 4}}}, "layer 2: no cut changes head_dim from 6 to 4"),
         ({"sizes": {"*": {"n_kv_heads": 2}}}, "2 does not divide 3"),
         ({"sizes": {"E": {"n_experts": 1}}}, "n_chosen=2 exceeds the 1 experts"),
+        ({"sizes": {"m": {"n_heads": 2}}}, "sizes of 'm': give a letter, one of M"),
+        ({"sizes": {4: {"d_ff": 2}}}, "sizes of 4: give a letter, .* or a layer, 0 to 3"),
         ({"sizes": {"E": {"d_shared": 0}}}, "layer 3: d_shared=0 would take the shared expert away"),
         ({"d_model": 21}, "d_model=21: must be 1 to the teacher's 20"),
         ({"kept": (2, 1)}, r"kept=\[2, 1\]: give layers of the teacher, 0 to 3, ascending"),

@@ -459,8 +459,21 @@ def test_codes_and_units_that_were_not_scored_are_refused(tmp_path: Path) -> Non
     source = teachers.checkpoint(model, tmp_path)
     scores = score(model, teachers.batches(1), axes=["ffn"])
     plan = shrunk(model.config, sizes={"M": {"n_heads": 4}})
-    with pytest.raises(ValueError, match="axis 'mamba_heads' of layer 0 was not scored by 'output'; scored: ffn"):
+    with pytest.raises(ValueError, match="axis 'mamba_heads' of layer 0 was not scored; scored: ffn"):
         prune(source, plan, scores)
     codes = teachers.checkpoint(build(teachers.config("-", d_model=128), "fp32"), tmp_path / "wide").quantized("int8")
     with pytest.raises(ValueError, match="its weights are int8 codes; cut what they were made from"):
         prune(codes, whole(codes.config), scores)
+
+
+def test_scores_of_another_model_and_measures_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    model, text = teachers.teacher("M-"), teachers.batches(1)
+    source, scores = teachers.checkpoint(model, tmp_path), score(model, text)
+    other = score(teachers.teacher("M-", mlp={"d_ff": 26}), text)
+    plan = shrunk(model.config, sizes={"-": {"d_ff": 9}})
+    with pytest.raises(ValueError, match=r"the scores are of M-, d_model=20, and not of .*, in its sizes; score it"):
+        prune(source, plan, other)
+    with pytest.raises(ValueError, match="axis 'neurons' is unknown; known: depth, width, ffn"):
+        prune(source, plan, scores, by={"neurons": "activation"})
+    with pytest.raises(ValueError, match="axis 'ffn' was not scored by 'size'; its measures: output, activation"):
+        prune(source, plan, scores, by={"ffn": "size"})

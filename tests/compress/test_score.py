@@ -172,6 +172,44 @@ def test_scores_come_back_from_their_file(tmp_path: Path) -> None:
     (tmp_path / "scores").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="holds no scores"):
         Scores.load(tmp_path / "scores")
+    # a state is no scores, scores are no state
+    score(model, text, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"sums\.safetensors holds no scores"):
+        Scores.load(tmp_path / "sums.safetensors")
+    scores.save(tmp_path / "sums.safetensors")
+    with pytest.raises(ValueError, match=r"sums\.safetensors holds no scores"):
+        score(model, text, folder=tmp_path)
+
+
+def test_experts_without_a_shared_one_have_no_scores_of_its_neurons(tmp_path: Path) -> None:
+    scores = score(teachers.teacher("E", moe={"d_shared": 0}), teachers.batches(1))
+    assert ("shared_ffn", 0) not in scores.units and all(units.importance for units in scores.units.values())
+    scores.save(tmp_path / "scores")
+    assert Scores.load(tmp_path / "scores").units.keys() == scores.units.keys()
+
+
+def test_activations_that_overflow_rank_nothing() -> None:
+    model = teachers.teacher("M-", mlp={"sub_norm": False})
+    with torch.no_grad():
+        model.blocks[1].mixer.up_proj.weight[3] = 1e300
+    with pytest.raises(
+        ValueError, match=r"of layer 1 has scores by '\w+' that are no numbers: its activations overflow"
+    ):
+        score(model, teachers.batches(1), axes=["ffn"])
+
+
+def test_what_a_kill_while_writing_leaves_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = teachers.teacher("-"), teachers.batches(2)
+    for pid in (1, 2):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        with monkeypatch.context() as killed:
+            killed.setattr(Path, "unlink", lambda *a, **k: None)
+            killed.setattr("os.replace", lambda *a: (_ for _ in ()).throw(KilledError))
+            with pytest.raises(KilledError):
+                score(model, text, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    score(model, text, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sums.safetensors"]
 
 
 def test_sums_do_not_grow_with_the_text_and_the_model_is_left_as_it_was(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ Source   NVIDIA 2025, arXiv:2504.03624 section 3.2 (input), arXiv:2508.14444 (ms
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,7 @@ def score_layers(
         _end_round(model, state, wanted, by, pairs)
         if folder is not None:
             _save(folder / STATE, state, known)
-    return _found(model, state, by)
+    return _found(model, state, by, rounds)
 
 
 def _checked(model: Hybrid, batches: Sequence[Batch], rounds: int, by: str, measures: Sequence[str]) -> list[str]:
@@ -213,6 +214,9 @@ def _end_round(model: Hybrid, state: _State, measures: Sequence[str], by: str, p
     """Turn sums into means, and take the least important layer away."""
     divisor = {"mse": state.tokens, "input": state.tokens * model.config.d_model, "loss": max(state.counted, 1)}
     means = {name: [value / divisor[name] for value in state.sums[name]] for name in measures}
+    for layer, value in enumerate(means[by]):
+        if not math.isfinite(value):
+            raise ValueError(f"{by} without layer {layer} is {value}: the model's numbers overflow; load it in float32")
     left = [i for i in range(len(model.blocks)) if i not in state.order]
     merged = [i for i in left if i in pairs and pairs[i][0] in left and state.sums[by + MERGED][i] < state.sums[by][i]]
     for layer in merged:
@@ -228,25 +232,41 @@ def _end_round(model: Hybrid, state: _State, measures: Sequence[str], by: str, p
     state.done, state.tokens, state.counted, state.sums = 0, 0, 0, {}
 
 
-def _found(model: Hybrid, state: _State, by: str) -> LayerScores:
-    importance = {name: tuple(values) for name, values in state.rounds[0].items()}
-    if len(state.rounds) > 1:
-        last = state.rounds[-1][by]
-        rest = sorted(set(range(len(model.blocks))) - set(state.order), key=lambda i: (last[i], i))
-        place = {layer: float(at) for at, layer in enumerate([*state.order, *rest])}
+def _found(model: Hybrid, state: _State, by: str, rounds: int) -> LayerScores:
+    """What so many rounds found; the state may be that of a search that went on."""
+    order, importance = state.order[:rounds], {name: tuple(values) for name, values in state.rounds[0].items()}
+    if rounds > 1:
+        last = state.rounds[rounds - 1][by]
+        rest = sorted(set(range(len(model.blocks))) - set(order), key=lambda i: (last[i], i))
+        place = {layer: float(at) for at, layer in enumerate([*order, *rest])}
         importance["iterative"] = tuple(place[i] for i in range(len(model.blocks)))
-    merges = {int(layer): (int(twin), factor) for layer, twin, factor in [*state.offers, *state.merges]}
-    return LayerScores(order=tuple(state.order), importance=importance, merges=merges)
+    went = [merge for merge in state.merges if merge[0] in order]
+    merges = {int(layer): (int(twin), factor) for layer, twin, factor in [*state.offers, *went]}
+    return LayerScores(order=tuple(order), importance=importance, merges=merges)
 
 
 def _identity(
     model: Hybrid, batches: Sequence[Batch], measures: Sequence[str], by: str, more: str
 ) -> dict[str, object]:
-    few = [float(p.detach().flatten()[:: max(p.numel() // 8, 1)].double().sum()) for p in model.parameters()]
-    digest = hashlib.sha256(json.dumps([model.config.to_dict(), few, more]).encode())
+    digest = print_of(model, more)
     for batch in batches:
-        digest.update(batch.ids.cpu().numpy().tobytes() + batch.starts.cpu().numpy().tobytes())
-    return {"teacher and text": digest.hexdigest(), "measures": list(measures), "by": by}
+        digest = chained(digest, batch)
+    return {"teacher and text": digest, "measures": list(measures), "by": by}
+
+
+def print_of(model: Hybrid, *more: object) -> str:
+    """What decides a model's answers: its sizes and, of every tensor, some numbers; and more, JSON-ready."""
+    digest = hashlib.sha256(json.dumps([model.config.to_dict(), *more]).encode())
+    for name, tensor in model.state_dict().items():
+        few = tensor.detach().flatten()[:: max(tensor.numel() // 64, 1)].double().cpu()
+        digest.update(name.encode() + few.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def chained(digest: str, batch: Batch) -> str:
+    """The print of what was read before and of a batch behind it."""
+    tensors = (batch.ids, batch.starts, batch.targets)
+    return hashlib.sha256(digest.encode() + b"".join(t.cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 def _save(path: Path, state: _State, identity: Mapping[str, object]) -> None:
@@ -260,10 +280,10 @@ def _resume(path: Path, state: _State, identity: Mapping[str, object]) -> None:
         return
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        same = data.pop("identity") == identity
+        same = data["identity"] == identity
         for name in _State.__slots__:
             setattr(state, name, data[name])
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no state of this search ({error}); remove it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no state of this search ({error!r}); remove it") from None
     if not same:
         raise ValueError(f"{path} belongs to another model, text or measure; remove it or choose another folder")

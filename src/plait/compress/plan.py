@@ -13,7 +13,6 @@ from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
 from plait.model.layers import KINDS
 from plait.model.layers.attention import Attention
-from plait.model.layers.mamba2 import Mamba2
 from plait.model.layers.moe import MoE
 
 Sizes = Mapping[str, int]
@@ -70,10 +69,15 @@ def shrunk(
         d_model: the new width; None for the old one.
         sizes: a pattern letter or a layer of the teacher (which wins) -> fields of its spec.
 
-    Raises: ValueError as of `check`.
+    Raises: ValueError as of `check`, and for sizes of an unknown letter or layer.
     """
     sizes, kept = sizes or {}, tuple(range(len(teacher.layers))) if kept is None else tuple(kept)
     _check_kept(kept, len(teacher.layers))
+    for key in sizes:
+        if key not in KINDS and key not in range(len(teacher.layers)):
+            raise ValueError(
+                f"sizes of {key!r}: give a letter, one of {' '.join(KINDS)}, or a layer, 0 to {len(teacher.layers) - 1}"
+            )
     layers = [
         _resized(teacher.layers[i], {**sizes.get(teacher.layers[i].symbol, {}), **sizes.get(i, {})}, i) for i in kept
     ]
@@ -152,4 +156,3 @@ def _check_layer(where: str, old: LayerSpec, new: LayerSpec) -> None:
             )
     if isinstance(old, MoE) and isinstance(new, MoE) and old.d_shared and not new.d_shared:
         raise ValueError(f"{where}: d_shared=0 would take the shared expert away; give at least 1")
-    assert not isinstance(new, Mamba2) or new.n_heads % new.n_groups == 0

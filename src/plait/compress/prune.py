@@ -15,7 +15,7 @@ from plait.compress.axis import WHOLE, Axis, Edits, How, Units, best
 from plait.compress.dims import outputs
 from plait.compress.edits import Edit, edited
 from plait.compress.plan import Plan, check
-from plait.compress.score import Scores
+from plait.compress.score import Scores, chosen_axes
 from plait.formats.checkpoint import Checkpoint
 from plait.formats.quantize import holds_codes
 from plait.formats.safetensors import open_file
@@ -39,14 +39,15 @@ def prune(
     Args:
         checkpoint: the teacher, with weights and not codes.
         plan: what is to stay of it.
-        scores: which units are worth most; only those of axes that the plan makes smaller are looked at.
+        scores: of this teacher: which units are worth most; only axes that the plan makes smaller are looked at.
         by: axis -> measure; the usual one of each that is not named.
         merge: add what twins that go send to the stream to the twin that stays.
         rescale: scale the weights of gated and sub-norms, and of the stream's, so that what stays keeps its size though
             the norm now divides by the mean over less. With both off, entries are taken and nothing is changed.
 
     Returns: a checkpoint whose tensors are computed when they are read; nothing of layers that go is ever read.
-    Raises: ValueError for a plan that cannot be cut, units that were not scored, or weights that are codes.
+    Raises: ValueError for a plan that cannot be cut, scores of another model, axes that there are not, units that were
+        not scored, or weights that are codes.
     """
     if holds_codes(checkpoint):
         raise ValueError(
@@ -54,6 +55,12 @@ def prune(
         )
     teacher = checkpoint.config
     check(plan, teacher)
+    chosen_axes(by)
+    if (scores.config.d_model, scores.config.layers) != (teacher.d_model, teacher.layers):
+        raise ValueError(
+            f"the scores are of {scores.config.pattern}, d_model={scores.config.d_model}, and not of "
+            f"{checkpoint.folder}, {teacher.pattern}, d_model={teacher.d_model}, in its sizes; score it"
+        )
 
     source, specs = dict(checkpoint.tensors), list(teacher.layers)
     edits: Edits = {}

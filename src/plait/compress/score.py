@@ -6,10 +6,10 @@ state was saved last, to the same bits. The head is not computed: nothing but it
 Source   Muralidharan et al. 2024, arXiv:2407.14679; NVIDIA 2025, arXiv:2504.03624 section 3; per axis see axes/.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from plait.compress.axes import AXES
 from plait.compress.axis import WHOLE, Axis, Units
-from plait.compress.layers import LayerScores
+from plait.compress.layers import LayerScores, chained, print_of
 from plait.compress.taps import Taps
 from plait.data.loader import Batch
 from plait.model.config import ModelConfig
@@ -59,12 +59,14 @@ class Scores:
         Returns: (units,) or (groups, units of each) float64.
         Raises: ValueError if it was not scored.
         """
-        units = self.units.get((axis, layer))
-        measure = by or AXES[axis].measures[0]
-        if units is None or measure not in units.importance:
+        (row,) = chosen_axes([axis])
+        units, measure = self.units.get((axis, layer)), by or row.measures[0]
+        if units is None:
             known = sorted({name for name, _ in self.units})
+            raise ValueError(f"axis {axis!r} of layer {layer} was not scored; scored: {', '.join(known)}")
+        if measure not in units.importance:
             raise ValueError(
-                f"axis {axis!r} of layer {layer} was not scored by {measure!r}; scored: {', '.join(known)}"
+                f"axis {axis!r} was not scored by {measure!r}; its measures: {', '.join(units.importance)}"
             )
         return units.importance[measure]
 
@@ -89,19 +91,19 @@ class Scores:
 
         Raises: ValueError naming the file if it is no such file.
         """
-        tensors, facts = _read(Path(path))
-        grouped: dict[tuple[str, int], dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            axis, layer, rest = name.split("/", 2)
-            grouped.setdefault((axis, int(layer)), {})[rest] = tensor
-        return Scores(
-            units={key: _unpack(parts) for key, parts in grouped.items()},
-            layers={name: tuple(values) for name, values in facts["layers"].items()},
-            order=tuple(facts["order"]),
-            merges={layer: (twin, factor) for layer, twin, factor in facts.get("merges", [])},
-            config=ModelConfig.from_dict(facts["config"]),
-            tokens=facts["tokens"],
-        )
+        with _reading(Path(path)) as (tensors, facts):
+            grouped: dict[tuple[str, int], dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                axis, layer, rest = name.split("/", 2)
+                grouped.setdefault((axis, int(layer)), {})[rest] = tensor
+            return Scores(
+                units={key: _unpack(parts) for key, parts in grouped.items()},
+                layers={name: tuple(values) for name, values in facts["layers"].items()},
+                order=tuple(facts["order"]),
+                merges={layer: (twin, factor) for layer, twin, factor in facts["merges"]},
+                config=ModelConfig.from_dict(facts["config"]),
+                tokens=facts["tokens"],
+            )
 
 
 @torch.no_grad()
@@ -126,16 +128,17 @@ def score(
         seed: of the random numbers in sketches and state scores.
         progress: told of batches done and in all.
 
-    Raises: ValueError for no batches, an unknown axis, a model that cannot be scored, or a state of another pass.
+    Raises: ValueError for no batches, an unknown axis, a model that cannot be scored or whose numbers overflow, or a
+        state of another pass.
     """
-    chosen = _chosen(axes)
+    chosen = chosen_axes(axes)
     if not batches:
         raise ValueError("calibration has no batches: give more text, or shorter sequences")
     for layer, spec in enumerate(model.config.layers):
         if spec.sigma_reparam:
             raise ValueError(f"layer {layer} has sigma_reparam=true, and such layers can be neither scored nor cut")
     taps = Taps(seed=seed)
-    identity = _identity(model, [axis.name for axis in chosen], seed)
+    identity = print_of(model, [axis.name for axis in chosen], seed)
     done, tokens, digest = _resume(folder, taps, batches, identity)
     try:
         for axis, where, module in _places(model, chosen):
@@ -144,7 +147,7 @@ def score(
             batch = batches[number].to(model.device)
             taps.begin(number, batch.ids, batch.starts)
             model.hidden(batch.ids, starts=batch.starts)
-            tokens, digest = tokens + batch.ids.numel(), _chained(digest, batches[number])
+            tokens, digest = tokens + batch.ids.numel(), chained(digest, batches[number])
             if folder is not None and (number + 1 == len(batches) or (number + 1) % every == 0):
                 facts = {"done": number + 1, "tokens": tokens, "digest": digest, "identity": identity}
                 _write(folder / STATE, taps.sums, facts)
@@ -156,12 +159,31 @@ def score(
         (axis.name, int(where.split(".")[1]) if where else WHOLE): axis.find(taps.sums, where, module, tokens)
         for axis, where, module in _places(model, chosen)
     }
+    _check_finite(units)
     depth = units.pop(("depth", WHOLE), None)
     layers = {} if depth is None else {name: tuple(values.tolist()) for name, values in depth.importance.items()}
+    # such as the neurons of a shared expert where there is none
+    units = {key: found for key, found in units.items() if found.importance}
     return Scores(units=units, layers=layers, config=model.config, tokens=tokens)
 
 
-def _chosen(axes: Sequence[str] | None) -> list[Axis]:
+def _check_finite(units: Mapping[tuple[str, int], Units]) -> None:
+    for (axis, layer), found in units.items():
+        for by, values in found.importance.items():
+            if not bool(values.isfinite().all()):
+                where = "the model" if layer == WHOLE else f"layer {layer}"
+                raise ValueError(
+                    f"axis {axis!r} of {where} has scores by {by!r} that are no numbers: "
+                    "its activations overflow; load the model in float32"
+                )
+
+
+def chosen_axes(axes: Iterable[str] | None) -> list[Axis]:
+    """Rows of the table by name, in its order; all of them for None.
+
+    Raises: ValueError for an unknown one.
+    """
+    axes = None if axes is None else list(axes)
     for name in axes or ():
         if name not in AXES:
             raise ValueError(f"axis {name!r} is unknown; known: {', '.join(AXES)}")
@@ -180,34 +202,21 @@ def _places(model: Hybrid, axes: Sequence[Axis]) -> list[tuple[Axis, str, nn.Mod
     return found
 
 
-def _identity(model: Hybrid, axes: Sequence[str], seed: int) -> str:
-    """What decides the sums besides the text: the sizes and, of every tensor, some numbers."""
-    digest = hashlib.sha256(json.dumps([model.config.to_dict(), list(axes), seed]).encode())
-    for name, tensor in model.state_dict().items():
-        few = tensor.detach().flatten()[:: max(tensor.numel() // 64, 1)].double().cpu()
-        digest.update(name.encode() + few.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _chained(digest: str, batch: Batch) -> str:
-    read = batch.ids.cpu().numpy().tobytes() + batch.starts.cpu().numpy().tobytes()
-    return hashlib.sha256(digest.encode() + read).hexdigest()
-
-
 def _resume(folder: Path | None, taps: Taps, batches: Sequence[Batch], identity: str) -> tuple[int, int, str]:
     """Batches done, their tokens and digest; the sums of an earlier run are put into the taps."""
     if folder is None or not (folder / STATE).is_file():
         return 0, 0, ""
-    tensors, facts = _read(folder / STATE)
+    with _reading(folder / STATE) as (tensors, facts):
+        done, tokens, told = facts["done"], facts["tokens"], (facts["identity"], facts["digest"])
     digest = ""
-    for batch in batches[: facts["done"]]:
-        digest = _chained(digest, batch)
-    if facts["identity"] != identity or digest != facts["digest"]:
+    for batch in batches[:done]:
+        digest = chained(digest, batch)
+    if told != (identity, digest):
         raise ValueError(
             f"{folder / STATE} belongs to another model, text, seed or axes; remove it or choose another folder"
         )
     taps.sums.update(tensors)
-    return facts["done"], facts["tokens"], digest
+    return done, tokens, digest
 
 
 def _pack(units: Units) -> dict[str, Tensor]:
@@ -228,7 +237,8 @@ def _unpack(parts: Mapping[str, Tensor]) -> Units:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # the name is always the same, so that kills while writing leave one such file at most
+    aside = path.with_name(f".{path.name}.tmp")
     try:
         whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
         save_file(whole, aside, metadata={"facts": json.dumps(facts)})
@@ -237,12 +247,15 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object
         aside.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[dict[str, Tensor], dict]]:
+    """Tensors and facts of a file, for whoever makes something of them; what fails meanwhile is the file's fault."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, ValueError, KeyError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        yield tensors, facts
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} holds no scores: {type(error).__name__}: {error}; remove it and score again"
         ) from None

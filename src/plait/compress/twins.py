@@ -74,6 +74,9 @@ def _times(one: dict[str, Tensor], other: dict[str, Tensor], scaled: tuple[str, 
     times: list[float] = []
     for name, tensor in one.items():
         a, b = tensor.flatten(), other[name].flatten()
+        if not (a.any() or b.any()):
+            # such as biases that were never trained: zero times anything
+            continue
         # few numbers tell most layers apart
         few = slice(None, None, max(len(a) // 64, 1))
         for x, y in ((a[few].double(), b[few].double()), (a.double(), b.double())):
@@ -82,4 +85,5 @@ def _times(one: dict[str, Tensor], other: dict[str, Tensor], scaled: tuple[str, 
                 return None
         if name in scaled:
             times.append(c)
-    return times[0] if max(times) - min(times) <= FAR * abs(times[0]) else None
+    # of two layers that add nothing, one is the other
+    return 1.0 if not times else times[0] if max(times) - min(times) <= FAR * abs(times[0]) else None

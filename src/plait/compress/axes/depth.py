@@ -46,10 +46,12 @@ def keep_layers(importance: Sequence[float], teacher: ModelConfig, counts: Mappi
         teacher: whose layers they are.
         counts: pattern letter -> how many of that kind stay; all of a kind that is not named.
 
-    Raises: ValueError for more layers of a kind than there are.
+    Raises: ValueError for more layers of a kind than there are, or importance of another number of layers.
     """
+    if len(importance) != len(teacher.layers):
+        raise ValueError(f"importance of {len(importance)} layers was given for a teacher of {len(teacher.layers)}")
     kept: list[int] = []
-    for symbol in dict.fromkeys(teacher.pattern):
+    for symbol in dict.fromkeys((*teacher.pattern, *counts)):
         of_kind = [i for i, letter in enumerate(teacher.pattern) if letter == symbol]
         n = counts.get(symbol, len(of_kind))
         if not 0 <= n <= len(of_kind):
