@@ -97,6 +97,17 @@ def test_a_tied_head_and_codes_are_scored_too() -> None:
         assert likelihoods(model, question)[0].logprob == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation", "token"), [((0,), (1, 3), 3), ((0,), (-1,), -1), ((7, 0), (1,), 7)]
+)
+def test_ids_outside_the_vocabulary_are_named(
+    context: tuple[int, ...], continuation: tuple[int, ...], token: int
+) -> None:
+    questions = [Question(context=(0,), continuation=(1,)), Question(context=context, continuation=continuation)]
+    with pytest.raises(ValueError, match=rf"questions\[1\] holds token id {token}, outside the vocabulary of 3"):
+        likelihoods(bigrams(TABLE), questions)
+
+
 def test_no_questions_have_no_answers_and_empty_ones_are_refused() -> None:
     assert likelihoods(bigrams(TABLE), []) == []
     with pytest.raises(ValueError, match="at least one token"):

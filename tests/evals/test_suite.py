@@ -5,11 +5,17 @@ import math
 from pathlib import Path
 
 import pytest
+import tokenizers
 from tests.engine.test_likelihood import bigrams
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
-from plait.evals.suite import Score, Suite, judge, mean_of, task_of
+from plait.engine.likelihood import Question
+from plait.evals.suite import Score, Suite, _question, judge, mean_of, task_of
+from plait.evals.task import Option
 from plait.model.config import ModelConfig
 from plait.model.hybrid import build
+from plait.text.tokenizer import Tokenizer
 
 # letters, blank and line end
 LETTERS = "ab \n"
@@ -70,6 +76,27 @@ def test_a_tokenizers_own_opening_comes_before_every_text(tmp_path: Path) -> Non
     assert suite.questions[1][0].context == (1, 0)
 
 
+def library(*, ends: bool) -> Tokenizer:
+    """A tokenizer of the library in which "a" and "b" make one token; it opens a text and may end it."""
+    backend = tokenizers.Tokenizer(BPE(vocab={"a": 0, "b": 1, "ab": 2, "<s>": 3, "</s>": 4}, merges=[("a", "b")]))
+    backend.add_special_tokens(["<s>", "</s>"])
+    template = "<s> $A </s>" if ends else "$A"
+    backend.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 3), ("</s>", 4)])
+    return Tokenizer(backend)
+
+
+def test_what_a_tokenizer_puts_behind_a_text_does_not_open_one(tmp_path: Path) -> None:
+    suite = Suite.open(_folder(tmp_path), ["blimp"], library(ends=True))
+    assert suite.questions[0][0] == Question(context=(3,), continuation=(0, 0))
+
+
+@pytest.mark.parametrize(("ends", "context"), [(True, (3,)), (False, (0,))])
+def test_a_token_across_the_border_is_scored(ends: bool, context: tuple[int, ...]) -> None:
+    pair = Option(context="a", continuation="b")
+    special = [3] if ends else []
+    assert _question(pair, library(ends=ends), special, special or [0]) == Question(context=context, continuation=(2,))
+
+
 def test_a_judge_names_each_task_and_the_mean(tmp_path: Path) -> None:
     suite = Suite.open(_folder(tmp_path), ["blimp", "lambada"], Letters())
     found = judge(suite)(bigrams(TABLE))
@@ -85,8 +112,9 @@ def test_the_mean_counts_tasks_alike_and_adds_their_errors() -> None:
 def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task 'lambda' is unknown; did you mean lambada"):
         task_of("lambda")
-    with pytest.raises(ValueError, match="tasks: give at least one of blimp, lambada"):
-        Suite.open(tmp_path, [], Letters())
+    for names in ([], ["blimp", "lambada", "blimp"]):
+        with pytest.raises(ValueError, match="tasks: give at least one of blimp, lambada.*, each once"):
+            Suite.open(tmp_path, names, Letters())
     suite = Suite.open(_folder(tmp_path), ["blimp"], Letters())
     small = build(ModelConfig.from_pattern("-", vocab_size=3, d_model=8, mlp={"d_ff": 8}), "fp32")
     with pytest.raises(ValueError, match="the tokenizer has 4 ids, the model's embedding only 3 rows"):

@@ -59,15 +59,21 @@ def likelihoods(
         progress: called with the number of questions just answered.
 
     Returns: one likelihood per question, in their order.
-    Raises: ValueError for a continuation that alone fills the model's context.
+    Raises: ValueError for a continuation that alone fills the model's context, or ids outside of its vocabulary.
     """
     found: dict[int, Likelihood] = {}
-    longest = model.config.max_context
+    longest, size = model.config.max_context, model.config.vocab_size
     for i, q in enumerate(questions):
         if len(q.continuation) > longest:
             raise ValueError(
                 f"questions[{i}]: a continuation of {len(q.continuation)} tokens; the context is {longest}"
             )
+        for token in (*q.context, *q.continuation):
+            if not 0 <= token < size:
+                raise ValueError(
+                    f"questions[{i}] holds token id {token}, outside the vocabulary of {size}; "
+                    "is this the model's own tokenizer?"
+                )
     # what predicts is every token but the last; ids are cut in front
     rows = [(*q.context, *q.continuation)[-longest - 1 :] for q in questions]
     for batch in _batches([len(row) - 1 for row in rows], batch_tokens):

@@ -69,15 +69,16 @@ class Suite:
             tokenizer: the models' own.
             limit: examples of each task, 0 for all. seed: which ones.
 
-        Raises: ValueError for an unknown task, naming the nearest; for a missing folder, file or field.
+        Raises: ValueError for an unknown task, naming the nearest, or one given twice; for a missing folder, file or
+            field.
         """
         tasks = tuple(map(task_of, names))
-        if not tasks:
-            raise ValueError(f"tasks: give at least one of {', '.join(TASKS)}")
+        if not tasks or len(set(names)) < len(names):
+            raise ValueError(f"tasks: give at least one of {', '.join(TASKS)}, each once")
         examples = tuple(tuple(task.examples(folder, limit, seed)) for task in tasks)
         # a tokenizer that opens a text with a token of its own is followed; else a line end comes before a text's
         # beginning, so that its first word is scored as well
-        special = tokenizer.encode("", add_special=True)
+        special = _special(tokenizer)
         opening = special or tokenizer.encode("\n")
         questions = tuple(
             tuple(_question(option, tokenizer, special, opening) for example in several for option in example.options)
@@ -179,5 +180,13 @@ def _question(option: Option, tokenizer: Encoder, special: list[int], opening: l
     if not option.context:
         return Question(context=tuple(opening), continuation=tuple(tokenizer.encode(option.continuation)))
     whole = tokenizer.encode(option.context + option.continuation)
-    n = len(tokenizer.encode(option.context))
-    return Question(context=(*special, *whole[:n]), continuation=tuple(whole[n:]))
+    # where the context's last letters and the continuation make one token, that one is scored
+    n = min(len(tokenizer.encode(option.context)), len(whole) - 1)
+    return Question(context=(*special, *whole[:n]) or tuple(opening), continuation=tuple(whole[n:]))
+
+
+def _special(tokenizer: Encoder) -> list[int]:
+    """The ids that a tokenizer puts before a text; what it may put behind one ends it, and is not wanted."""
+    plain, whole = tokenizer.encode("a"), tokenizer.encode("a", add_special=True)
+    before = (n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+    return whole[: next(before, 0)]
