@@ -319,7 +319,7 @@ class Tape:
         at = len(self._words)
         self._words.extend(self._native.record(code, *words, waits=waits))
         self._last = None
-        return at + 3
+        return at + 2
 
     def _turning(self, rotation: tuple[Tensor, float] | None) -> tuple[Tensor | None, int]:
         """Cosines and sines of the new positions, made once for all layers that turn alike."""

@@ -1,33 +1,29 @@
 // One token through a whole model: a tape of small operations, run by all threads with a barrier where one must wait.
 //
-// Python writes the tape once (ops/tape.py): records of 64-bit words. A record's first three say which operation,
-// whether it must wait for what came before, and how much of it has been taken; the others are its struct of
-// operations.h.
+// Python writes the tape once (ops/tape.py): records of 64-bit words. A record's first two say which operation, and
+// whether it must wait for what came before; the others are its struct of operations.h. Nobody writes to them: a line
+// that one thread writes, others must fetch from its cache, which takes as long as fifty products.
 // Threads take work in pieces, so that a disturbed processor does not hold up the others.
 #include "operations.h"
 #include <sched.h>
 
 #include <atomic>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 constexpr int64_t WORDS = 40;  // of a record
 
 enum Code : int64_t { EMBED, LINEAR, CONV, STATE, ANGLES, HEADS, ATTEND, COPY };
 
 struct Record {
-  int64_t code, waits, next;
-  int64_t words[WORDS - 3];
+  int64_t code, waits;
+  int64_t words[WORDS - 2];
 
   template <typename Op>
   void as(const Work &work) const {
     static_assert(sizeof(Op) <= sizeof words, "a record is too short");
     ((const Op *)words)->run(work);
   }
-  void run(const Step &step) {
-    const Work work = {&next, step};
+  void run(const Step &step, Taken &taken) const {
+    const Work work = {taken, step};
     switch (code) {
       case EMBED: return as<Embed>(work);
       case LINEAR: return as<Linear>(work);
@@ -63,38 +59,38 @@ struct Barrier {
   }
 };
 
-static void run(Record *records, int64_t n, const Step &known) {
-  for (int64_t i = 0; i < n; i++) records[i].next = 0;
+static void run(const Record *records, int64_t n, const Step &known) {
+  static thread_local std::vector<Taken> room;
+  room.assign(n, {});
+  Taken *taken = room.data();
   Barrier barrier;
 #pragma omp parallel
   {
     Step step = known;
-#if defined(_OPENMP)
-    step.n_threads = omp_get_num_threads();
-#endif
+    step.crew = Crew::here();
     for (int64_t i = 0; i < n; i++) {
-      if (records[i].waits && step.n_threads > 1) barrier.wait(step.n_threads);
-      records[i].run(step);
+      if (records[i].waits && step.crew.n_threads > 1) barrier.wait(step.crew.n_threads);
+      records[i].run(step, taken[i]);
     }
   }
 }
 
-extern "C" void run_tape(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
+extern "C" void run_tape(const Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
                          const uint8_t *mask, int64_t S) {
-  run(records, n, {B, ids, positions, mask, S, 1, nullptr, nullptr, nullptr, 0, nullptr});
+  run(records, n, {B, ids, positions, mask, S, {}, nullptr, nullptr, nullptr, 0, nullptr});
 }
 
 // sequences that come and go, each with its own length and places
-extern "C" void run_rows(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
+extern "C" void run_rows(const Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
                          const int64_t *slots, const int64_t *lengths, const int32_t *tables, int64_t width) {
-  run(records, n, {B, ids, positions, nullptr, 0, 1, slots, lengths, tables, width, nullptr});
+  run(records, n, {B, ids, positions, nullptr, 0, {}, slots, lengths, tables, width, nullptr});
 }
 
 // several tokens of a sequence in a row, each row's state written into a slot where the next one finds it
-extern "C" void run_chain(Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
+extern "C" void run_chain(const Record *records, int64_t n, int64_t B, const int64_t *ids, const int64_t *positions,
                           const int64_t *slots, const int64_t *into, const int64_t *lengths, const int32_t *tables,
                           int64_t width) {
-  run(records, n, {B, ids, positions, nullptr, 0, 1, slots, lengths, tables, width, into});
+  run(records, n, {B, ids, positions, nullptr, 0, {}, slots, lengths, tables, width, into});
 }
 
 // held: whether copies are still their masters rounded, at a few of their places, others at each turn

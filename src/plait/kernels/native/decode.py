@@ -20,7 +20,7 @@ Word = int | float | Tensor | None
 
 def record(code: str, *words: Word, waits: bool = True) -> list[int]:
     """A record: tensors become addresses, None zero, floats the bits of a double."""
-    row = [CODES.index(code), int(waits), 0, *map(_word, words)]
+    row = [CODES.index(code), int(waits), *map(_word, words)]
     assert len(row) <= WORDS
     return row + [0] * (WORDS - len(row))
 

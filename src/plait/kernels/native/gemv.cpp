@@ -1,10 +1,6 @@
 // A linear layer for a few rows of x: see gemv.h.
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "gemv.h"
 
 // y (B, N) = x (B, K) W^T + bias, in the type of x and y
@@ -17,14 +13,11 @@ static void linear(const Matrix &w, const T *x, int64_t B, const T *bias, T *y) 
     for (int64_t k = 0; k < w.K; k++) wide[b * ld + k] = load1(x + b * w.K + k);
   const Inputs in = prepare(w, wide.data(), B, ld, low.data(), sums.data());
   const int64_t least = least_rows(w);
-  int64_t next = 0;
+  Taken taken;
 #pragma omp parallel
   {
-    int64_t n_threads = 1;
-#if defined(_OPENMP)
-    n_threads = omp_get_num_threads();
-#endif
-    for (int64_t first, last; take(&next, w.N, least, n_threads, first, last);)
+    const Crew crew = Crew::here();
+    for (int64_t first, last; take(taken, w.N, least, crew, first, last);)
       multiply(w, first, last, in, [&](int64_t b, int64_t n, float value) {
         store1(y + b * w.N + n, bias ? value + load1(bias + n) : value);
       });

@@ -11,6 +11,10 @@
 // 16-bit steps of each group's largest value, exact in 32 bits. For int4 these steps lie as two planes of bytes, high and
 // low, 64 columns each: codes meet four of them an instruction.
 #pragma once
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "vec.h"
 
 enum Format : int64_t { FP32, BF16, INT8, INT4, TERNARY };  // TERNARY: see ternary.h
@@ -435,20 +439,39 @@ static inline Inputs prepare(const Matrix &w, const float *x, int64_t B, int64_t
   return {x, half, fixed, steps, sums, B, ld};
 }
 
-// how much to take of n rows, of which `left` remain: much at first, little at the end, so that all end together
-static inline int64_t share(int64_t left, int64_t least, int64_t n_threads) {
-  int64_t part = left / (2 * n_threads);
-  return part < least ? least : part;
-}
+// who works: one of several threads
+struct Crew {
+  int64_t n_threads = 1, thread = 0;
+  static Crew here() {
+#if defined(_OPENMP)
+    return {omp_get_num_threads(), omp_get_thread_num()};
+#else
+    return {};
+#endif
+  }
+};
 
-// the next rows for this thread, [first, last); false when none are left
-static inline bool take(int64_t *next, int64_t n, int64_t least, int64_t n_threads, int64_t &first, int64_t &last) {
-  first = __atomic_load_n(next, __ATOMIC_RELAXED);
+// How much of some work has been taken, from its front (low half) and from its back (high half), on a cache line of its
+// own. Half of the threads take from either end and meet where they happen to: at every token a thread sees the rows and
+// states that its own caches know, and yet a disturbed one is helped.
+struct alignas(64) Taken {
+  uint64_t ends = 0;
+};
+
+// the next of n pieces for this thread, [first, last): many at first, `least` at the end; false when none are left
+static inline bool take(Taken &taken, int64_t n, int64_t least, const Crew &crew, int64_t &first, int64_t &last) {
+  uint64_t seen = __atomic_load_n(&taken.ends, __ATOMIC_RELAXED), want;
   do {
-    if (first >= n) return false;
-    last = first + share(n - first, least, n_threads);
-    if (last > n) last = n;
-  } while (!__atomic_compare_exchange_n(next, &first, last, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    const int64_t front = seen & 0xffffffff, back = seen >> 32, left = n - front - back;
+    if (left <= 0) return false;
+    int64_t part = left / (2 * crew.n_threads);
+    part = part < least ? least : part;
+    part = part < left ? part : left;
+    const bool from_back = crew.thread & 1;
+    first = from_back ? n - back - part : front;
+    last = first + part;
+    want = seen + ((uint64_t)part << (from_back ? 32 : 0));
+  } while (!__atomic_compare_exchange_n(&taken.ends, &seen, want, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return true;
 }
 // about 16 KB of weights

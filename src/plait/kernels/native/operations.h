@@ -20,7 +20,7 @@ struct Step {
   const int64_t *ids, *positions;  // (B,)
   const uint8_t *mask;             // (B, S) or null
   int64_t S;                       // keys, the new one included
-  int64_t n_threads;
+  Crew crew;
   // of sequences that come and go, else null: which state is a row's, how many keys it has, and their pages (B, width)
   const int64_t *slots, *lengths;
   const int32_t *tables;
@@ -73,12 +73,15 @@ struct Stored {
 };
 
 struct Work {
-  int64_t *next;  // how many items have been taken
+  Taken &taken;
   const Step &step;
 
-  bool item(int64_t n, int64_t &i) const { return (i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n; }
+  bool item(int64_t n, int64_t &i) const {
+    int64_t end;
+    return take(taken, n, 1, {n, step.crew.thread}, i, end);
+  }
   bool part(int64_t n, int64_t least, int64_t &first, int64_t &last) const {
-    return take(next, n, least, step.n_threads, first, last);
+    return take(taken, n, least, step.crew, first, last);
   }
 };
 

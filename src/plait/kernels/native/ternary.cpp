@@ -2,10 +2,6 @@
 // in tiles of 4 x 4, each group of weights' codes widened to bytes once.
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "ternary.h"
 
 constexpr int64_t FEW = 4;       // rows of x that do without tiles
@@ -80,13 +76,10 @@ static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, 
   std::vector<int8_t> room(B * ld + LINE);
   int8_t *codes = aligned(room.data());
   std::vector<Row> rows(B);
-  std::vector<int64_t> next(passes);
+  std::vector<Taken> taken(passes);
 #pragma omp parallel
   {
-    int64_t n_threads = 1;
-#if defined(_OPENMP)
-    n_threads = omp_get_num_threads();
-#endif
+    const Crew crew = Crew::here();
     std::vector<float> row(K);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < B; b++) {
@@ -98,7 +91,7 @@ static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, 
       const int64_t b = pass * AT_ONCE, count = b + AT_ONCE < B ? AT_ONCE : B - b;
       const auto shifted = [&](int64_t i, int64_t n, float value) { out(b + i, n, value); };
       const int64_t least = count <= FEW ? 16384 / (blocks * BLOCK_BYTES) + 1 : 4 * TILE;
-      for (int64_t first, last; take(&next[pass], N, least, n_threads, first, last);)
+      for (int64_t first, last; take(taken[pass], N, least, crew, first, last);)
         if (count <= FEW)
           ternary_multiply(w, scales, K, first, last, codes + b * ld, rows.data() + b, count, shifted);
         else multiply_many(w, scales, K, first, last, codes + b * ld, rows.data() + b, count, shifted);
