@@ -77,14 +77,32 @@ def limits(guesses: int) -> Limits:
     return Limits(max_running=4, cache_bytes=1 << 22, prefix_bytes=1 << 20, guesses=guesses)
 
 
-@pytest.mark.parametrize("spread", [1, 9, 200])
-def test_the_tokens_are_those_that_come_without_guessing(model: Hybrid, tokenizer: Tokenizer, spread: int) -> None:
-    asked = requests(tokenizer, 24)
+def let_know(
+    monkeypatch: pytest.MonkeyPatch, asked: Sequence[Request], expected: list[list[tuple[object, ...]]]
+) -> None:
+    """Give look-ups that know the answers, half of them, and then a wrong token."""
+    whole = [[*r.prompt_ids, *row[0]] for r, rows in zip(asked, expected, strict=True) for row in rows]  # type: ignore[misc]
+
+    def propose(_: Lookup, ids: list[int], n: int) -> list[int]:
+        found = next(some for some in whole if some[: len(ids)] == ids)
+        return [*found[len(ids) : len(ids) + n // 2], 383][:n]
+
+    monkeypatch.setattr(Lookup, "propose", propose)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("spread", [1, 40])
+def test_the_tokens_are_those_that_come_without_guessing(
+    model: Hybrid, tokenizer: Tokenizer, spread: int, knows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(tokenizer, 16)
     plain, guessing = (Engine(model, tokenizer, limits=limits(n)) for n in (0, 7))
     expected, _ = answers(plain, asked, 1)
+    if knows:
+        let_know(monkeypatch, asked, expected)
     got, load = answers(guessing, asked, spread)
     assert got == expected
-    assert load.guessed > load.guessed_right > 10
+    assert load.guessed > load.guessed_right > (50 if knows else 0)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -108,14 +126,7 @@ def test_without_native_steps_states_go_back_all_the_same(
     expected, _ = answers(Engine(model, tokenizer, limits=limits(0)), asked, 1)
     for place in (chain, core):
         monkeypatch.setattr(place, "step_rows", lambda *_: None)
-    whole = [[*r.prompt_ids, *row[0]] for r, (row, *_) in zip(asked, expected, strict=True)]  # type: ignore[misc]
-
-    def propose(_: Lookup, ids: list[int], n: int) -> list[int]:
-        """Right guesses and a wrong one."""
-        found = next(some for some in whole if some[: len(ids)] == ids)
-        return [*found[len(ids) : len(ids) + n // 2], 383][:n]
-
-    monkeypatch.setattr(Lookup, "propose", propose)
+    let_know(monkeypatch, asked, expected)
     got, load = answers(Engine(model, tokenizer, limits=limits(6)), asked, 5)
     # log-probabilities agree up to rounding only
     assert [[row[:5] for row in rows] for rows in got] == [[row[:5] for row in rows] for rows in expected]
