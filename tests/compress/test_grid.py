@@ -2,16 +2,19 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from tests.compress.teachers import config
 
 from plait.compress.axes.depth import keep_layers
 from plait.compress.budget import Budget, BudgetError
-from plait.compress.costs import Costs, Load
+from plait.compress.costs import Costs, LayerCosts, Load
 from plait.compress.grid import Space, fit, space_around
+from plait.compress.numbers import Numbers
 from plait.compress.plan import shrunk
 from plait.compress.roofline import Roofline
+from plait.model.config import ModelConfig
 from plait.model.plan import MACHINES
 
 TEACHER = config("M-M*-M-")
@@ -66,8 +69,56 @@ def test_only_cells_without_a_larger_one_are_kept(budget: Budget) -> None:
 def test_a_budget_that_nothing_fits_names_its_limits_and_the_nearest() -> None:
     found = fit(TEACHER, SPACE, IMPORTANCE, Budget(params=100), COSTS)
     assert not found.plans and found.reasons == {"params": 216}
-    with pytest.raises(BudgetError, match=r"params in 216.*nearest: params"):
+    smallest = min(plan.config.cost().params for plan in by_hand(Budget(params=10**9))[0].values())
+    (near,) = found.nearest
+    assert near.raised == {"params": (100, smallest)} and near.costs.params == smallest
+    with pytest.raises(BudgetError, match=r"(?s)params in 216.*nearest that is possible:.  params"):
         found.require()
+
+
+def test_the_nearest_budgets_can_be_kept_and_none_nearer_can() -> None:
+    totals = _totals()
+    lightest, fastest = (min(totals, key=lambda total: getattr(total, name)) for name in ("total_bytes", "decode_s"))
+    middle = sorted(total.decode_s for total in totals)[len(totals) // 2]
+    for memory, time in ((lightest.total_bytes - 1, middle), (lightest.total_bytes, fastest.decode_s * 0.9)):
+        budget = Budget(total_bytes=memory, decode_s=time)
+        found = fit(TEACHER, SPACE, IMPORTANCE, budget, COSTS)
+        assert not found.plans and len(found.nearest) > 0
+        for near in found.nearest:
+            asked = budget if near.is_timed else budget.sizes()
+            ceilings = {**asked.ceilings(), **{name: at for name, (_, at) in near.raised.items()}}
+
+            def kept(total: object, by: float = 1.0, ceilings: dict[str, float] = ceilings) -> bool:
+                return all(getattr(total, name) <= at * by * (1 + 1e-12) for name, at in ceilings.items())
+
+            lower = ceilings | {name: at * (1 - 1e-6) for name, (_, at) in near.raised.items()}
+            assert kept(near.costs) and any(kept(total) for total in totals)
+            assert not any(kept(total, 1.0, lower) for total in totals)
+        names = [tuple(near.raised) for near in found.nearest]
+        if memory < lightest.total_bytes:
+            assert names == [("total_bytes",)] and not found.nearest[0].is_timed
+        else:
+            assert names == [("decode_s",), ("total_bytes", "decode_s")] and found.nearest[0].is_timed
+
+
+def _totals() -> list[LayerCosts]:
+    free = Budget(params=10**9)
+    return [COSTS.total(plan.config) for plan in by_hand(free)[0].values()]
+
+
+def test_a_clock_is_asked_only_how_fast_small_enough_models_are() -> None:
+    asked: list[int] = []
+
+    class Watch(Roofline):
+        def rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> tuple[float, float]:
+            asked.append(config.d_model)
+            return super().rest(config, load, numbers)
+
+    costs = replace(COSTS, clock=Watch(machine=MACHINES["h100"]))
+    assert fit(TEACHER, SPACE, IMPORTANCE, Budget(params=10**9), costs).plans and not asked
+    found = fit(TEACHER, SPACE, IMPORTANCE, Budget(params=100, decode_s=1.0), costs)
+    assert not asked and not found.nearest[0].is_timed and "speed was not looked at" in str(found.nearest[0])
+    assert fit(TEACHER, SPACE, IMPORTANCE, Budget(params=10**9, decode_s=1.0), costs).plans and asked
 
 
 def test_a_space_around_a_teacher_holds_the_teacher_and_sizes_that_models_can_have() -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from plait.compress.budget import Budget, BudgetError
 from plait.compress.costs import Costs, Load
 from plait.compress.explain import explain
 from plait.compress.pareto import front
-from plait.compress.puzzle import Problem, Puzzle, nearest_budgets, search
+from plait.compress.puzzle import Problem, Puzzle, nearest_budgets, require, search
 from plait.compress.replace import KEEP, Menu, library
 from plait.compress.roofline import Roofline
 from plait.compress.single import Harm
@@ -172,3 +174,50 @@ def test_a_front_falls_with_its_ceiling_and_shows_where_it_ends() -> None:
 def test_times_need_a_clock() -> None:
     with pytest.raises(ValueError, match="needs a clock"):
         search(replace(PROBLEM, costs=Costs()), Budget(decode_s=1.0))
+
+
+@pytest.mark.parametrize(("memory", "speed"), [(0.9, 1.05), (0.3, 1.2), (0.9, 9.0), (0.05, 1.0)])
+def test_what_nothing_keeps_is_refused_before_anything_is_made(memory: float, speed: float) -> None:
+    budget = Budget(total_bytes=int(TOTAL.total_bytes * memory), min_speedup=speed)
+
+    def refused(ask: Callable[[], object]) -> str:
+        try:
+            ask()
+        except BudgetError as error:
+            return str(error)
+        return ""
+
+    early = refused(lambda: require(TEACHER, OFFERED, [16], budget, COSTS))
+    late = refused(lambda: search(PROBLEM, budget))
+    assert bool(early) == bool(late) and "loses" not in early
+    if late and memory > 0.1:
+        # the same nearest budgets, without what is not known yet
+        assert early.splitlines() == [line.partition(": loses")[0] for line in late.splitlines()]
+
+
+def test_a_clock_is_not_asked_where_time_is_not_limited() -> None:
+    class Broken(Roofline):
+        def layer(self, *_: object) -> tuple[float, float]:  # type: ignore[override]
+            raise AssertionError("asked")
+
+        rest = layer  # type: ignore[assignment]
+
+    costs = replace(COSTS, clock=Broken(machine=MACHINES["h100"]))
+    budget = Budget(params=int(TOTAL.params * 0.85))
+    require(TEACHER, OFFERED, [16], budget, costs)
+    assert search(replace(PROBLEM, costs=costs), budget).score == search(PROBLEM, budget).score
+    # what is too large is refused without waiting for measurements
+    with pytest.raises(BudgetError, match="params"):
+        require(TEACHER, OFFERED, [16], Budget(params=1, min_speedup=1.1), costs)
+
+
+def test_reasons_tell_layers_that_must_be_alike_from_room_that_is_left() -> None:
+    told = {False: "", True: ""}
+    for alike in told:
+        for share in (0.95, 0.9, 0.85, 0.8, 0.7):
+            problem = replace(PROBLEM, homogeneous=alike, widths=None)
+            told[alike] += explain(search(problem, Budget(params=int(TOTAL.params * share))), TEACHER).text()
+    assert "does not fill the budget" in told[False] and "alike everywhere" not in told[False]
+    assert "alike everywhere" in told[True] and "does not fill the budget" not in told[True]
+    # what differs by rounding alone does not differ
+    assert "as dear in all" in told[False] and not re.search(r"e-1\d (cheaper|dearer)", told[False] + told[True])

@@ -107,6 +107,10 @@ class Budget:
                 )
         return {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
 
+    def sizes(self) -> "Budget":
+        """Its limits that need no clock."""
+        return replace(self, **dict.fromkeys(SPEEDUPS.values()), **dict.fromkeys(SPEEDUPS))  # type: ignore[arg-type]
+
     def verdict(self, config: ModelConfig, costs: Costs) -> Verdict:
         """Whether a model is within the budget."""
         return self.judge(costs.total(config))

@@ -17,6 +17,9 @@ from plait.compress.solve import Nearest, Solution
 from plait.model.config import ModelConfig
 from plait.model.layers import KINDS
 
+# share of two prices below which they do not differ
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
@@ -124,7 +127,8 @@ def explain(answer: Answer, teacher: ModelConfig) -> Explanation:
         ]
         weighed.sort(key=lambda a: (a.price, not a.chosen, a.name))
         kind = KINDS[teacher.layers[i].symbol].name
-        layers.append(Why(layer=i, kind=kind, alternatives=tuple(weighed), why=_why(weighed, units)))
+        is_alike = any(option.agrees is not None for option in options)
+        layers.append(Why(layer=i, kind=kind, alternatives=tuple(weighed), why=_why(weighed, units, is_alike)))
     limits = []
     for limit in budget:
         used, price = answer.solution.used[limit.name], prices[limit.name]
@@ -145,8 +149,8 @@ def explain(answer: Answer, teacher: ModelConfig) -> Explanation:
     )
 
 
-def nearest_text(found: Sequence[Nearest], ceilings: Mapping[str, float]) -> str:
-    """What to tell somebody whose budget nothing fits."""
+def nearest_text(found: Sequence[Nearest], ceilings: Mapping[str, float], *, is_scored: bool = True) -> str:
+    """What to tell somebody whose budget nothing fits; is_scored: whether what is lost there is known."""
     asked = ", ".join(f"{name} {shown(at, LIMITS.get(name, ''))}" for name, at in ceilings.items())
     lines = [f"no model is within {asked}. The nearest that is possible:"]
     for near in found:
@@ -154,7 +158,7 @@ def nearest_text(found: Sequence[Nearest], ceilings: Mapping[str, float]) -> str
             f"{name} {shown(at, LIMITS.get(name, ''))} (+{at / ceilings[name] - 1:.1%})"
             for name, at in near.raised.items()
         )
-        lines.append(f"  {raised}: loses about {near.solution.score:.4g} nats a token")
+        lines.append(f"  {raised}" + (f": loses about {near.solution.score:.4g} nats a token" if is_scored else ""))
     if not found:
         lines.append("  none, however any one limit is raised")
     return "\n".join(lines)
@@ -187,7 +191,7 @@ def _priced(price: float, limit: Limit) -> str:
     return f"one more {name} would save about {price * scale:.3g}"
 
 
-def _why(weighed: Sequence[Alternative], units: Mapping[str, str]) -> str:
+def _why(weighed: Sequence[Alternative], units: Mapping[str, str], is_alike: bool) -> str:
     chosen = next(a for a in weighed if a.chosen)
     others = [a for a in weighed if not a.chosen]
     head = f"{chosen.name}, loses {chosen.score:.3g}"
@@ -195,17 +199,18 @@ def _why(weighed: Sequence[Alternative], units: Mapping[str, str]) -> str:
         return f"{head}; there was no other"
     other = others[0]
     more = other.price - chosen.price
+    if abs(more) < ROUNDING * (abs(other.price) + abs(chosen.price)):
+        more = 0.0
     saved = []
     for name, use in other.uses.items():
         over = use - chosen.uses.get(name, 0)
         if name in units and over:
             saved.append(f"{shown(abs(over), units[name])} {'more' if over > 0 else 'less'}")
     uses = f" and takes {', '.join(saved)}" if saved else ""
-    verdict = (
-        f"{more:.3g} dearer in all"
-        if more >= 0
-        else f"{-more:.3g} cheaper in all, but does not fill the budget as well"
-    )
+    why_not = "its kind must be alike everywhere" if is_alike else "does not fill the budget as well"
+    verdict = f"{-more:.3g} cheaper in all, but {why_not}" if more < 0 else f"{more:.3g} dearer in all"
+    if not more:
+        verdict = "as dear in all"
     return f"{head}; next best {other.name} loses {other.score:.3g}{uses}: {verdict}"
 
 

@@ -10,6 +10,7 @@ Source   NVIDIA 2025, arXiv:2504.03624 section 3.2 (MiniPuzzle), NVIDIA 2025, ar
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,8 +18,9 @@ from functools import cache
 from math import prod
 
 from plait.compress.axes.depth import keep_layers
-from plait.compress.budget import Budget, BudgetError, Verdict
+from plait.compress.budget import LIMITS, Budget, BudgetError
 from plait.compress.costs import Costs, LayerCosts
+from plait.compress.explain import shown
 from plait.compress.plan import Plan, shrunk
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
@@ -61,15 +63,15 @@ class Space:
 class Fit:
     """plans: that fit, largest values first. cells: looked at. reasons: limit -> cells whose first broken limit it is.
 
-    smaller: cells that fit, but so does one with more on some axis and less on none. closest: verdict on the cell that
-    breaks its first limit by the least share, None if any fits.
+    smaller: cells that fit, but so does one with more on some axis and less on none. nearest: if none fits, the budgets
+    that a cell keeps: each limit raised alone, if the others can be kept, then all raised by one share.
     """
 
     plans: tuple[Plan, ...]
     cells: int
     reasons: Mapping[str, int]
     smaller: int
-    closest: Verdict | None = None
+    nearest: tuple["Near", ...] = ()
 
     def require(self) -> None:
         """Refuse a budget that nothing fits.
@@ -78,10 +80,30 @@ class Fit:
         """
         if not self.plans:
             counted = ", ".join(f"{limit} in {n:,}" for limit, n in self.reasons.items())
-            raise BudgetError(
-                f"none of the {self.cells:,} candidates fits: {counted}. The nearest: {self.closest}. "
-                "Raise that limit, or allow fewer layers and smaller widths"
-            )
+            lines = [f"none of the {self.cells:,} candidates fits: {counted}. The nearest that is possible:"]
+            lines += [f"  {near}" for near in self.nearest]
+            lines.append("Raise limits so far, or allow fewer layers and smaller widths (space.depth, space.width)")
+            raise BudgetError("\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """A budget that one cell keeps. raised: limit -> (ceiling as asked, ceiling that is needed). costs: of the cell.
+
+    is_timed: whether limits on time were looked at; they are not where no cell keeps the others.
+    """
+
+    raised: Mapping[str, tuple[float, float]]
+    costs: LayerCosts
+    params: float
+    is_timed: bool = True
+
+    def __str__(self) -> str:
+        raised = " and ".join(
+            f"{name} {shown(at, LIMITS[name])} (+{at / asked - 1:.1%})" for name, (asked, at) in self.raised.items()
+        )
+        left = f": {self.costs.params / self.params:.0%} of the teacher's parameters"
+        return raised + left + ("" if self.is_timed else "; its speed was not looked at")
 
 
 def space_around(teacher: ModelConfig, *, depth: float = 0.3, width: float = 0.5, steps: int = 4) -> Space:
@@ -126,31 +148,72 @@ def fit(
     Raises: ValueError for a kind or a size that the teacher does not have; see `Fit.require` for when nothing fits.
     """
     _check(space, teacher)
-    cells = _Cells(teacher, importance, costs)
+    # clocks are slow where they measure: what is too large is never asked how fast it is
+    sizes, is_timed = budget.sizes(), budget.sizes() != budget
+    sized, timed = (_Cells(teacher, importance, by) for by in (replace(costs, clock=None), costs))
     axes = space.axes()
+    small: set[tuple[int, ...]] = set()
     found: set[tuple[int, ...]] = set()
     reasons: Counter[str] = Counter()
-    closest: Verdict | None = None
-    for place in itertools.product(*(range(len(values)) for values in axes.values())):
-        total = cells.total(_cell(axes, place))
+    for place in _places(axes):
+        total = sized.total(_cell(axes, place))
         if total is None:
             reasons["no such model"] += 1
             continue
-        verdict = budget.judge(total)
+        verdict = sizes.judge(total)
+        if verdict.ok:
+            small.add(place)
+            if is_timed:
+                total = timed.total(_cell(axes, place))
+                assert total is not None, "what has bytes has times"
+                verdict = budget.judge(total)
         if verdict.ok:
             found.add(place)
         else:
             reasons[str(verdict.limit)] += 1
-            if closest is None or verdict.by / verdict.ceiling < closest.by / closest.ceiling:
-                closest = verdict
     largest = sorted(place for place in found if not (maximal and any(more in found for more in _one_more(place))))
+    cells, limits = (timed, budget) if is_timed and small else (sized, sizes)
     return Fit(
-        plans=tuple(cells.plan(_cell(axes, place)) for place in largest),
+        plans=tuple(sized.plan(_cell(axes, place)) for place in largest),
         cells=space.n_cells,
         reasons=dict(reasons),
         smaller=len(found) - len(largest),
-        closest=None if found else closest,
+        nearest=() if found else _nearest(cells, axes, limits.ceilings(), is_timed=limits == budget),
     )
+
+
+def _places(axes: Mapping[tuple[str, ...], tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*(range(len(values)) for values in axes.values()))
+
+
+def _nearest(
+    cells: "_Cells",
+    axes: Mapping[tuple[str, ...], tuple[int, ...]],
+    ceilings: Mapping[str, float],
+    *,
+    is_timed: bool,
+) -> tuple[Near, ...]:
+    """Of every way of raising limits, the least that a cell needs."""
+    ways = [(name,) for name in ceilings] + ([tuple(ceilings)] if len(ceilings) > 1 else [])
+    least: dict[tuple[str, ...], tuple[float, LayerCosts]] = {}
+    for place in _places(axes):
+        total = cells.total(_cell(axes, place))
+        if total is None:
+            continue
+        over = {name: getattr(total, name) / ceiling for name, ceiling in ceilings.items()}
+        for way in ways:
+            share = max(over[name] for name in way)
+            if all(over[name] <= 1 for name in over if name not in way) and share < least.get(way, (math.inf,))[0]:
+                least[way] = share, total
+    found = []
+    for way in ways:
+        if way in least:
+            share, total = least[way]
+            # all together: each by the same share, a single one to what is needed
+            raised = {name: (ceilings[name], ceilings[name] * share) for name in way}
+            params = cells.teacher.cost().params
+            found.append(Near(raised=raised, costs=total, params=params, is_timed=is_timed))
+    return tuple(found)
 
 
 # an axis -> its value

@@ -9,7 +9,7 @@ The program is solved for each width of the model, and the best of these is take
 Source   Bercovich et al. 2024, arXiv:2411.19146 section 4 (mixed-integer program).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -77,7 +77,8 @@ def search(problem: Problem, budget: Budget) -> Puzzle:
     Raises: BudgetError with the nearest budgets that can be kept, and what each would lose, if nothing fits; ValueError
         for a limit on times that no clock has told.
     """
-    budget = budget.against(problem.costs.total(problem.teacher))
+    if budget != budget.sizes():
+        budget = budget.against(problem.costs.total(problem.teacher))
     scores: dict[int, float | None] = {}
     best: tuple[float, int, Solution] | None = None
     for d_model, base in _widths(problem).items():
@@ -104,6 +105,31 @@ def search(problem: Problem, budget: Budget) -> Puzzle:
     )
 
 
+def require(teacher: ModelConfig, replacements: Library, widths: Sequence[int], budget: Budget, costs: Costs) -> None:
+    """Refuse a budget that no choice keeps, before any replacement has been made; sizes first, as they need no clock.
+
+    Args:
+        teacher, replacements, costs: as of a Problem.
+        widths: of the model that are offered besides the teacher's.
+        budget: speedups in it are against the teacher.
+
+    Raises: BudgetError with the nearest budgets that can be kept.
+    """
+    none = Harm(kl=0.0, loss=0.0)
+    problem = Problem(
+        teacher=teacher,
+        replacements=replacements,
+        table={(r.layer, r.name): none for row in replacements for r in row},
+        weights=Path(),
+        costs=costs,
+        widths=dict.fromkeys(widths, none),
+    )
+    for part in dict.fromkeys((budget.sizes(), budget)):
+        part = part if part == part.sizes() else part.against(costs.total(teacher))
+        if all(solve(*program(problem, part, d_model)) is None for d_model in _widths(problem)):
+            raise BudgetError(nearest_text(nearest_budgets(problem, part), part.ceilings(), is_scored=False))
+
+
 def nearest_budgets(problem: Problem, budget: Budget) -> tuple[Nearest, ...]:
     """The least that a budget must be raised by, each limit alone and all together, over all widths of the model.
 
@@ -124,7 +150,9 @@ def nearest_budgets(problem: Problem, budget: Budget) -> tuple[Nearest, ...]:
 def program(problem: Problem, budget: Budget, d_model: int) -> tuple[list[list[Option]], list[Limit]]:
     """The options of every layer in a model of this width, and the limits."""
     ceilings, config = budget.ceilings(), replace(problem.teacher, d_model=d_model)
-    rest = problem.costs.rest(config)
+    # a clock may have to measure: nobody asks it whom time does not limit
+    costs = problem.costs if budget != budget.sizes() else replace(problem.costs, clock=None)
+    rest = costs.rest(config)
     limits = [
         Limit(name=name, ceiling=_whole(ceiling), fixed=_cost(rest, name), unit=LIMITS[name])
         for name, ceiling in ceilings.items()
@@ -137,7 +165,7 @@ def program(problem: Problem, budget: Budget, d_model: int) -> tuple[list[list[O
         options = []
         for r in row:
             if r.spec not in known:
-                known[r.spec] = problem.costs.layer(r.spec, d_model)  # type: ignore[arg-type]
+                known[r.spec] = costs.layer(r.spec, d_model)  # type: ignore[arg-type]
             options.append(
                 Option(
                     name=r.name,
