@@ -98,13 +98,21 @@ def _bits(value: str | float, names: dict[str, float], field: str, known: tuple[
     raise ConfigError(f"{field}={value!r} is no number format; {hint}; or bits, such as '4.5 bit'")
 
 
-@cache
 def layer_weights(spec: LayerSpec, d_model: int, weights: str | float = "bf16", tokens: int = 1) -> Held:
     """Bytes of one layer, its norm included.
 
     Of experts a pass reads those that its tokens choose, on average if all are chosen alike: k of E by one token,
     E (1 - (1 - k / E)^tokens) by several.
     """
+    held = _by_one_token(spec, d_model, weights)
+    if not isinstance(spec, MoE):
+        return held
+    left = (1 - spec.n_chosen / spec.n_experts) ** (tokens - 1)
+    return Held(stored=held.stored, read=held.stored - (held.stored - held.read) * left)
+
+
+@cache
+def _by_one_token(spec: LayerSpec, d_model: int, weights: str | float) -> Held:
     cost, form = KINDS[spec.symbol].cost(spec, d_model), format_of(weights)
     if isinstance(form, str):
         shell = ModelConfig(vocab_size=1, d_model=d_model, layers=(spec,))
@@ -114,8 +122,7 @@ def layer_weights(spec: LayerSpec, d_model: int, weights: str | float = "bf16", 
         expert = MATRIX_BITS[form] / 8 if form in MATRIX_BITS else _width(form)
     else:
         stored, expert = cost.params * form / 8, form / 8
-    left = 1.0 if not isinstance(spec, MoE) else (1 - spec.n_chosen / spec.n_experts) ** (tokens - 1)
-    return Held(stored=stored, read=stored - (cost.params - cost.active_params) * expert * left)
+    return Held(stored=stored, read=stored - (cost.params - cost.active_params) * expert)
 
 
 def rest_weights(config: ModelConfig, weights: str | float = "bf16") -> Held:
