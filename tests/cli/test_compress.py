@@ -1,6 +1,7 @@
 """`plait compress`: a tiny teacher end to end, what it says before it begins, and what it refuses."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,17 +9,21 @@ from tests.train.tiny import VOCAB, tiny_model, write_documents
 
 from plait.cli.compress import run
 from plait.cli.compressing.asked import Inputs, count_of, job_of
+from plait.cli.compressing.results import Results
 from plait.cli.convert import Inputs as ConvertInputs
 from plait.cli.convert import run as convert
 from plait.cli.launch import launch
 from plait.compress.budget import BudgetError
 from plait.compress.job import Job
+from plait.compress.pipeline import CHOICE
+from plait.compress.replace import KEEP, NONE
 from plait.config import ConfigError
 from plait.config import load as read
 from plait.data.writer import ShardWriter
 from plait.formats.checkpoint import CheckpointError, load, save
 from plait.model.hybrid import build
 from plait.text.bpe import train_bpe
+from plait.train.metrics import write_whole
 
 SETTINGS = """
 keep = 2
@@ -90,10 +95,48 @@ def test_a_teacher_and_a_budget_give_a_student_a_page_and_reasons(place: Path) -
 
 def test_a_choice_per_layer_is_explained_layer_by_layer(place: Path) -> None:
     out = place / "puzzle"
-    run(asked(place, "baselines=[]", out=out, method="puzzle"))
+    run(asked(place, "baselines=[]", "keep=3", out=out, method="puzzle"))
     why = run(Inputs(teacher="explain", more=(str(out),)))
     assert sum(fact.name.startswith("layer ") for fact in why.facts) == 6
     assert "next best" in why.table() and "Why each layer is what it is" in (out / "report.html").read_text()
+    # what is explained is the plan that was chosen, which need not be the first that was found
+    results = Results.read(out)
+    assert len(results.search["plans"]) > 1
+    for one in results.search["plans"]:
+        write_whole(results.stages["choose"] / CHOICE, json.dumps({**results.choice, "chosen": one["name"]}))
+        told = Results.read(out).why
+        assert told is not None and told["way"] == one["facts"]["way"]
+        became = {why["layer"]: next(a["name"] for a in why["alternatives"] if a["chosen"]) for why in told["layers"]}
+        assert [layer for layer, name in became.items() if name != NONE] == one["plan"]["kept"]
+        changed = {str(layer) for layer, name in became.items() if name not in (KEEP, NONE)}
+        assert changed == set(one["plan"]["replaced"])
+
+
+def test_a_dry_run_of_a_choice_per_layer_tells_of_its_library(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    options = {"method": "puzzle", "dry_run": True, "out": place / "nothing", "device": "this"}
+    # smaller than the smallest of the grid
+    with pytest.raises(BudgetError, match="none of the"):
+        run(asked(place, **{**options, "params": "8k", "method": "minipuzzle"}))  # type: ignore[arg-type]
+    facts = {fact.name: fact.value for fact in run(asked(place, **{**options, "params": "8k"})).facts}  # type: ignore
+    n, learn = facts["options of all layers"], facts["of them learn"]
+    assert n - learn == 2 * 6 and facts["library hours"] > 0 and "of them ranked" not in facts  # type: ignore[operator]
+    assert facts["hours"] == pytest.approx(sum(v for k, v in facts.items() if k.endswith(" hours")))  # type: ignore
+    assert not list(tmp_path.iterdir()) and not (place / "nothing").exists()
+
+
+def test_settings_of_a_file_stand_where_no_option_is_given(place: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text('device = "h100"\n' + SETTINGS + "[load]\ncontext = 333\nbatch = 3\nanswer = 5\n")
+    plain = {"settings": settings, "context": None, "device": None}
+    job = job_of(asked(place, **plain), ())
+    assert (job.device, job.load.context, job.load.batch, job.load.answer) == ("h100", 333, 3, 5)
+    job = job_of(asked(place, **{**plain, "context": "2k", "batch": 1, "device": "A10G"}), ())
+    assert (job.device, job.load.context, job.load.batch, job.load.answer) == ("a10g", 2048, 1, 5)
+    job = job_of(asked(place, **{**plain, "settings": place / "settings.toml"}), ())
+    assert (job.device, job.load.context, job.load.batch, job.load.answer) == ("this", 8192, 1, 0)
 
 
 def test_a_dry_run_counts_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,8 +194,14 @@ def test_text_is_read_with_the_teachers_tokenizer(place: Path, tmp_path: Path) -
 
 def test_what_cannot_work_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(BudgetError, match=r"none of the .* candidates fits: params.*nearest.*params"):
+    with pytest.raises(BudgetError, match=r"(?s)none of the .* candidates fits: params.*nearest.*params"):
         run(asked(place, params="100", out=out))
+    with pytest.raises(BudgetError, match=r"(?s)no model is within params 100.*nearest.*params"):
+        run(asked(place, params="100", out=out, method="puzzle"))
+    with pytest.raises(
+        BudgetError, match=r"(?s)decode_s in .*nearest.*decode_s .*The teacher, for comparison: decode_s"
+    ):
+        run(asked(place, params=None, min_speedup=900.0, out=out))
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         run(asked(place, teacher=str(place / "data"), out=out))
     with pytest.raises(ConfigError, match=r"the text has .* tokens, scoring and ranking read"):

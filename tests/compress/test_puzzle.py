@@ -12,7 +12,7 @@ from tests.compress.teachers import config
 
 from plait.compress.budget import Budget, BudgetError
 from plait.compress.costs import Costs, Load
-from plait.compress.explain import explain
+from plait.compress.explain import enough, explain
 from plait.compress.pareto import front
 from plait.compress.puzzle import Problem, Puzzle, nearest_budgets, require, search
 from plait.compress.replace import KEEP, Menu, library
@@ -174,6 +174,14 @@ def test_a_front_falls_with_its_ceiling_and_shows_where_it_ends() -> None:
 def test_times_need_a_clock() -> None:
     with pytest.raises(ValueError, match="needs a clock"):
         search(replace(PROBLEM, costs=Costs()), Budget(decode_s=1.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [(9646.0, "", "9,646"), (1501000, "bytes", "1.432 MiB"), (2**20, "bytes", "1 MiB"), (4.6451e-7, "s", "464.6 ns")],
+)
+def test_what_is_enough_is_never_rounded_down(value: float, unit: str, words: str) -> None:
+    assert enough(value, unit) == words
 
 
 @pytest.mark.parametrize(("memory", "speed"), [(0.9, 1.05), (0.3, 1.2), (0.9, 9.0), (0.05, 1.0)])

@@ -19,6 +19,7 @@ from pathlib import Path
 from plait.cli.compressing import elastic_pages, estimate, explained, pages, texts
 from plait.cli.compressing.asked import EXPLAIN, costs_of, here, job_of
 from plait.cli.compressing.asked import Inputs as Inputs
+from plait.cli.compressing.estimate import BLOCKS
 from plait.cli.compressing.results import Results, note
 from plait.compress.job import Job
 from plait.compress.nested import elastic
@@ -55,7 +56,8 @@ def run(inputs: Inputs) -> Report:
     if inputs.dry_run and inputs.elastic:
         raise ConfigError("dry_run tells of a budget; with --elastic the time is that of as many steps as tokens make")
     if inputs.dry_run:
-        return estimate.estimate(job, teacher, inputs.data, costs_of(job, estimate.scratch()))
+        with estimate.scratch(out) as blocks:
+            return estimate.estimate(job, teacher, inputs.data, costs_of(job, teacher.config, blocks))
     if texts.is_tokens(inputs.data):
         texts.check_length(texts.check_tokens(inputs.data, teacher), job)
     suite = _suite(inputs, teacher)
@@ -63,9 +65,11 @@ def run(inputs: Inputs) -> Report:
         folder = inputs.data if texts.is_tokens(inputs.data) else texts.prepared(inputs.data, teacher, out)
         data = texts.check_tokens(folder, teacher)
         texts.check_length(data, job)
-        costs = costs_of(job, out / "blocks.jsonl")
+        costs = costs_of(job, teacher.config, out / BLOCKS)
         if not inputs.elastic:
             estimate.require(job, teacher.config, costs)
+            if estimate.keeps(job, teacher.config, costs):
+                log.warning("%s itself is within the budget: nothing needs to go", name_of(teacher.folder))
         write_whole(out / "job.json", json.dumps(to_dict(job), indent=1) + "\n")
         stages = Stages(out, again=inputs.again, until=inputs.until)
         stages.sweep()

@@ -7,6 +7,7 @@ have cost least more. Prices are those of the relaxed program, in which fraction
 options leave room over, a chosen one may be dearer than another by a little.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -155,7 +156,7 @@ def nearest_text(found: Sequence[Nearest], ceilings: Mapping[str, float], *, is_
     lines = [f"no model is within {asked}. The nearest that is possible:"]
     for near in found:
         raised = " and ".join(
-            f"{name} {shown(at, LIMITS.get(name, ''))} (+{at / ceilings[name] - 1:.1%})"
+            f"{name} {enough(at, LIMITS.get(name, ''))} (+{at / ceilings[name] - 1:.1%})"
             for name, at in near.raised.items()
         )
         lines.append(f"  {raised}" + (f": loses about {near.solution.score:.4g} nats a token" if is_scored else ""))
@@ -175,6 +176,15 @@ def shown(value: float, unit: str) -> str:
     """A number of this unit for people."""
     scale, name = _scale(abs(value), unit)
     return f"{value / scale:.4g} {name}".strip()
+
+
+def enough(value: float, unit: str) -> str:
+    """A number of this unit for people, who may ask for it as it stands: it is never less than the value."""
+    if not unit or not value:
+        return f"{math.ceil(value):,}"
+    scale, name = _scale(value, unit)
+    step = 10.0 ** (math.floor(math.log10(value / scale)) - 3)
+    return f"{math.ceil(value / scale / step - 1e-9) * step:.4g} {name}"
 
 
 def _scale(value: float, unit: str) -> tuple[float, str]:

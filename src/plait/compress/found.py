@@ -174,25 +174,30 @@ def _puzzle(given: Given, problem: Problem) -> tuple[list[Named], dict[str, obje
         "by loss": replace(problem, by="loss"),
         "alike": replace(problem, homogeneous=True),
     }
-    answers: dict[str, Puzzle] = {"by divergence": solved(problem, given.budget)}
+    answers: dict[str, Puzzle] = {}
     for way, other in ways.items():
         try:
-            answers.setdefault(way, solved(other, given.budget))
+            answers[way] = solved(other, given.budget)
         except BudgetError as error:
+            # layers alike fit no sooner than layers that differ
+            if not answers:
+                raise
             given.say(f"{way}: {error}")
     plans: list[Named] = []
+    reasons: dict[str, object] = {}
     for way, answer in answers.items():
         if all(answer.plan != one.plan for one in plans) and len(plans) < given.job.keep:
             facts = {"way": way, "score": answer.score, "costs": given.placed(answer.plan.config)}
-            plans.append(Named(name=str(len(plans)), plan=answer.plan, facts=facts))
-    first = answers["by divergence"]
+            name = str(len(plans))
+            plans.append(Named(name=name, plan=answer.plan, facts=facts))
+            # which of them is chosen is known after all have learnt a little
+            reasons[name] = explain(answer, given.teacher.config).to_dict() | {"way": way}
     fronts = {
         limit: [point.to_dict() for point in front(problem, limit)]
         for limit in ("total_bytes", "decode_s")
         if given.placed(given.teacher.config)[limit] is not None
     }
-    facts = {"explain": explain(first, given.teacher.config).to_dict(), "fronts": fronts}
-    return plans, facts
+    return plans, {"explain": reasons, "fronts": fronts}
 
 
 def _baselines(given: Given) -> list[Named]:

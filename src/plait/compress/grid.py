@@ -20,7 +20,7 @@ from math import prod
 from plait.compress.axes.depth import keep_layers
 from plait.compress.budget import LIMITS, Budget, BudgetError
 from plait.compress.costs import Costs, LayerCosts
-from plait.compress.explain import shown
+from plait.compress.explain import enough
 from plait.compress.plan import Plan, shrunk
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
@@ -100,7 +100,7 @@ class Near:
 
     def __str__(self) -> str:
         raised = " and ".join(
-            f"{name} {shown(at, LIMITS[name])} (+{at / asked - 1:.1%})" for name, (asked, at) in self.raised.items()
+            f"{name} {enough(at, LIMITS[name])} (+{at / asked - 1:.1%})" for name, (asked, at) in self.raised.items()
         )
         left = f": {self.costs.params / self.params:.0%} of the teacher's parameters"
         return raised + left + ("" if self.is_timed else "; its speed was not looked at")

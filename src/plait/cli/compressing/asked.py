@@ -1,5 +1,6 @@
 """From the words of `plait compress` to a job: the budget, the load, the machine, and settings on top of defaults."""
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,19 @@ from plait.compress.budget import Budget
 from plait.compress.costs import Clock, Costs
 from plait.compress.job import STAGES, Job
 from plait.compress.library import BlockLibrary
+from plait.compress.numbers import layer_weights, rest_weights
 from plait.compress.roofline import Roofline
 from plait.compress.stages import check_names
 from plait.config import ConfigError, bytes_of, load
 from plait.evals.suite import DEFAULT
+from plait.model.config import ModelConfig
+from plait.model.layers import KINDS
 
 EXPLAIN = "explain"
 
 log = logging.getLogger(__name__)
+# bytes of a usual student over its teacher's
+STUDENT = 0.8
 COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -39,10 +45,12 @@ class Inputs:
     params: str | None = arg(default=None, help="parameters, such as 4B")
     min_speedup: float | None = arg(default=None, help="times the teacher's speed of writing, such as 1.2")
     min_prefill_speedup: float | None = arg(default=None, help="times the teacher's speed of reading prompts")
-    context: str = arg(default="8k", help="tokens of each sequence, such as 128k")
-    batch: int = arg(default=1, help="sequences at once")
-    answer: int = arg(default=0, help="tokens to write after each context")
-    device: str = arg(default=THIS, help="which machine the speeds are of: this (measured), or a10g, h100, ...")
+    context: str | None = arg(default=None, help="tokens of each sequence, such as 128k (default: 8k)")
+    batch: int | None = arg(default=None, help="sequences at once (default: 1)")
+    answer: int | None = arg(default=None, help="tokens to write after each context (default: 0)")
+    device: str | None = arg(
+        default=None, help="which machine the speeds are of: this (measured; the default), or a10g, h100, ..."
+    )
     numbers: str | None = arg(default=None, help="what weights are held in when it runs: bf16, int8, int4, fp8, nvfp4")
     data: Path | None = arg(default=None, help="text to learn on: a folder of plait tokenize, or files of text")
     tokens: str | None = arg(default=None, help="tokens that the student learns from, such as 20M")
@@ -73,7 +81,7 @@ class Inputs:
             raise ValueError(
                 f"elastic={','.join(map(str, self.elastic))}: give shares between 0 and 1, such as 0.8,0.6"
             )
-        if self.batch < 1 or self.answer < 0:
+        if (self.batch is not None and self.batch < 1) or (self.answer or 0) < 0:
             raise ValueError(f"batch={self.batch}, answer={self.answer}: at least one sequence, and no negative answer")
         if self.teacher == EXPLAIN and len(self.more) != 1:
             raise ValueError("which compression? plait compress explain OUT")
@@ -83,7 +91,7 @@ class Inputs:
                     raise ValueError(f"{word!r} is not understood; settings are given as key=value")
             if self.data is None:
                 raise ValueError("which text? give --data FOLDER: one that plait tokenize wrote, or files of text")
-            if self.device != THIS:
+            if self.device not in (None, THIS):
                 machine_of(self.device)
 
 
@@ -100,14 +108,14 @@ def job_of(words: Inputs, overrides: Sequence[str]) -> Job:
         "budget.min_speedup": words.min_speedup,
         "budget.min_prefill_speedup": words.min_prefill_speedup,
         "load.batch": words.batch,
-        "load.context": tokens_of(words.context),
+        "load.context": None if words.context is None else tokens_of(words.context),
         "load.answer": words.answer,
         "teaching.tokens": None if words.tokens is None else count_of(words.tokens, "tokens"),
         "numbers.weights": words.numbers,
         "method": words.method,
-        "teaching.precision": words.precision or (None if _says_precision(words, asked) else usual()),
+        "teaching.precision": words.precision or (None if _says(words, asked, "teaching", "precision") else usual()),
         "seed": words.seed,
-        "device": words.device.lower(),
+        "device": words.device.lower() if words.device else (None if _says(words, asked, "device") else THIS),
     }
     for name, value in given.items():
         if value is not None:
@@ -128,9 +136,14 @@ class _Table(dict[str, object]):
         return cls(data)
 
 
-def _says_precision(words: Inputs, asked: Sequence[str]) -> bool:
-    teaching = load(_Table, words.settings, asked).get("teaching")
-    return isinstance(teaching, Mapping) and "precision" in teaching
+def _says(words: Inputs, asked: Sequence[str], *path: str) -> bool:
+    """Whether the settings, without the options, say something of a key."""
+    found: object = load(_Table, words.settings, asked)
+    for key in path:
+        if not isinstance(found, Mapping) or key not in found:
+            return False
+        found = found[key]
+    return True
 
 
 def usual() -> str:
@@ -144,17 +157,25 @@ def here() -> str:
 
 
 def _measuring(block: str) -> None:
-    log.info("measuring %s", block)
+    facts = json.loads(block)
+    kind = KINDS[facts["kind"]].name if facts["kind"] in KINDS else "all but the layers"
+    sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_heads", "d_ff", "n_experts", "d_state") if name in facts)
+    log.info("measuring %s of width %s%s", kind, facts["d_model"], f", {sizes}" if sizes else "")
 
 
-def costs_of(job: Job, blocks: Path) -> Costs:
-    """What models cost under the job's load, by its clock; `blocks` keeps measurements of this machine.
+def costs_of(job: Job, teacher: ModelConfig, blocks: Path) -> Costs:
+    """What students of a teacher cost under the job's load, by its clock; `blocks` keeps measurements of this machine.
 
     Raises: ValueError for an unknown machine.
     """
     clock: Clock | None
     if job.device == THIS:
-        clock = BlockLibrary(path=blocks, device=here(), interpolates=True, on_measure=_measuring)
+        # a small model's weights stay in the processor's cache from step to step
+        weights, width = job.numbers.weights, teacher.d_model
+        read = sum(layer_weights(spec, width, weights).read for spec in teacher.layers)
+        footprint = STUDENT * (read + rest_weights(teacher, weights).read)
+        how = {"interpolates": True, "footprint": footprint}
+        clock = BlockLibrary(path=blocks, device=here(), on_measure=_measuring, **how)  # type: ignore[arg-type]
     else:
         machine = machine_of(job.device)
         clock = None if machine.flops is None else Roofline(machine=machine)

@@ -18,17 +18,18 @@ def explain(out: Path) -> Drawn:
     """
     results = Results.read(out)
     facts = results.search["facts"]
-    lines = _puzzle(facts["explain"]) if "explain" in facts else _grid(results, facts)
+    why_so = results.why
+    lines = _grid(results, facts) if why_so is None else _puzzle(why_so)
     report = Drawn(f"why {out.name} is what it is")
     report.add("method", results.job.method)
     report.add("chosen", results.choice["chosen"])
     for name, loss in results.choice["losses"].items():
-        report.add(f"loss of {name} after the short distillation", loss, "nats/token")
+        report.add(f"validation loss of {name} after the short distillation", loss, "nats/token")
     for limit, at in results.profile["ceilings"].items():
         report.add(f"at most {limit}", at, UNITS.get(limit, ""))
         report.add(f"student's {limit}", results.model("student")["costs"][limit], UNITS.get(limit, ""))
-    if "explain" in facts:
-        for why in facts["explain"]["layers"]:
+    if why_so is not None:
+        for why in why_so["layers"]:
             report.add(f"layer {why['layer']} {why['kind']}", why["why"])
     report.drawing = render("\n".join(lines))
     return report
@@ -37,7 +38,7 @@ def explain(out: Path) -> Drawn:
 def layers_table(facts: Mapping[str, Data]) -> tuple[Block, ...]:
     """For the page: a row per layer, and its alternatives in a table that opens."""
     limits = [str(limit["text"]) for limit in _list(facts["limits"])]
-    blocks: list[Block] = [Prose(text="; ".join(limits) + ".")]
+    blocks: list[Block] = [Prose(text=f"Chosen {facts['way']}. {'; '.join(limits)}.")]
     layers = _list(facts["layers"])
     rows = tuple(_row(why) for why in layers)
     head = ("layer", "became", "loses", "next best", "would lose", "dearer in all")
@@ -71,7 +72,9 @@ def _row(why: Data) -> tuple[str, ...]:
 
 
 def _puzzle(facts: Data) -> list[str]:
-    lines = [f"expected loss {facts['score']:.4g} nats a token"]
+    lines = [f"chosen {facts['way']}: {facts['score']:.4g} nats a token are expected to be lost before any training"]
+    if facts["base"]:
+        lines.append(f"  {facts['base']:.4g} of them by the narrower model")
     lines += [f"  {limit['text']}" for limit in facts["limits"]]
     for why in facts["layers"]:
         lines.append(f"layer {why['layer']:3} {why['kind']:9} {why['why']}")
@@ -86,11 +89,16 @@ def _grid(results: Results, facts: Data) -> list[str]:
     lines = [f"{facts['cells']:,} candidates: the product of layer counts and widths"]
     lines += [f"  {n:,} go beyond {limit}" for limit, n in facts["reasons"].items()]
     lines.append(f"  {facts['smaller']:,} fit, but one with more fits too; {facts['fitting']:,} are left")
-    lines.append(f"{len(facts['ranked']):,} ranked by next-token accuracy and agreement with the teacher:")
+    lines.append(
+        f"{len(facts['ranked']):,} ranked by next-token accuracy and agreement with the teacher on calibration text, "
+        "before any training:"
+    )
     chosen = results.choice["chosen"]
     for i, one in enumerate(facts["ranked"]):
         name = str(i)
-        after = f"  {results.shorts[name]:.4f} after" if name in results.shorts else ""
+        after = (
+            f"  validation {results.shorts[name]:.4f} after the short distillation" if name in results.shorts else ""
+        )
         mark = ">" if name == chosen else " "
         costs = one["costs"]
         lines.append(

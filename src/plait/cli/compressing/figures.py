@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from plait.cli.compressing.results import Data, Results
 from plait.cli.drawing import count
@@ -10,6 +11,7 @@ from plait.cli.page.chart import Axis, Series, line_chart
 from plait.cli.page.importance import importance_chart
 from plait.cli.page.intervals import Row, interval_chart
 from plait.cli.page.scatter import Point, scatter_chart
+from plait.cli.plan import THIS
 
 TEACHER, STUDENT, OTHER, CANDIDATE = 7, 0, 1, 2
 # points of a training curve
@@ -45,7 +47,7 @@ def candidates(results: Results) -> tuple[Block, ...]:
         limit = None if limit is None else limit / unit
         y = Axis(label="nats per token", show="{:.3g}".format)
         chart = scatter_chart(drawn, x, y, title="loss before any training against bytes", limit=limit)
-        note = "of those within the budget and at its edge; the strong ones were distilled"
+        note = "calibration text; of those within the budget and at its edge; the strong ones were distilled"
         blocks.append(Chart(title="Candidates before any training", svg=chart, note=note))
     return tuple(blocks)
 
@@ -82,7 +84,7 @@ def search(results: Results) -> tuple[Block, ...]:
             series = Series(name="expected", index=STUDENT, points=line, dots=True)
             y = Axis(label="nats per token", show="{:.3g}".format)
             svg = line_chart([series], x, y, title=f"expected harm against {limit}")
-            note = "each point a search of its own over the same library"
+            note = "each point a search of its own over the same library, under this one limit; before any training"
             blocks.append(Chart(title="What each budget would cost", svg=svg, note=note))
     return tuple(blocks)
 
@@ -151,15 +153,23 @@ def _against(results: Results, found: Sequence[tuple[str, Data, float]]) -> list
         values = [(name, _cost(model, field), loss) for name, model, loss in found]
         if any(value is None or value != value for _, value, _ in values):
             continue
-        x, unit = _axis(field, max(value or 0.0 for _, value, _ in values))
-        points = [Point(x=(value or 0.0) / unit, y=y, name=name, index=_shade(name)) for name, value, y in values]
-        limit = results.profile["ceilings"].get(field)
         # a ceiling on predicted times says nothing about measured ones
         is_measured = field == "decode_s" and any(m.get("measured") for _, m, _ in found)
+        x, unit = _axis(field, max(value or 0.0 for _, value, _ in values))
+        if field == "decode_s":
+            where = "measured here" if is_measured else f"predicted on {machine(results.job.device)}"
+            x = replace(x, label=f"{x.label}, {where}")
+        points = [Point(x=(value or 0.0) / unit, y=y, name=name, index=_shade(name)) for name, value, y in values]
+        limit = results.profile["ceilings"].get(field)
         limit = None if limit is None or is_measured else limit / unit
         y = Axis(label="nats per token", show="{:.3g}".format)
         drawn.append((title, scatter_chart(points, x, y, title=title.lower(), limit=limit)))
     return drawn
+
+
+def machine(device: str) -> str:
+    """What to call a job's device."""
+    return "this machine" if device == THIS else device.upper()
 
 
 def _cost(model: Data, field: str) -> float | None:

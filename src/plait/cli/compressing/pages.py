@@ -4,6 +4,7 @@ from pathlib import Path
 
 from plait.cli.compressing import figures
 from plait.cli.compressing.explained import layers_table
+from plait.cli.compressing.figures import machine
 from plait.cli.compressing.results import Data, Results, config_of
 from plait.cli.drawing import count, size
 from plait.cli.page.blocks import Block, Commands, Patterns, Prose, Section, Table
@@ -45,8 +46,8 @@ def write(results: Results, out: Path) -> Report:
     important = figures.importance(results)
     if important:
         sections.append(Section(name="importance", title="What the teacher's parts are worth", blocks=important))
-    if "explain" in results.search["facts"]:
-        why = layers_table(results.search["facts"]["explain"])
+    if results.why is not None:
+        why = layers_table(results.why)
         sections.append(Section(name="why", title="Why each layer is what it is", blocks=why))
     sections.append(Section(name="further", title="Further", blocks=_further(results)))
     write_whole(out / "report.html", page(title, subtitle, _opening(results), sections, given))
@@ -64,6 +65,8 @@ def report_of(results: Results) -> Report:
         if model["measured"]:
             report.add(f"{name} prefill, measured", model["measured"]["prefill_s"], "s")
             report.add(f"{name} decode step, measured", model["measured"]["decode_s"], "s")
+        if _known(costs["decode_s"]):
+            report.add(f"{name} decode step, predicted", costs["decode_s"], "s")
         report.add(f"{name} validation loss", model["validation_loss"], "nats/token")
         report.add(f"{name} agreement", model["agreement"])
         for task, score in model["scores"].items():
@@ -83,6 +86,8 @@ def ratios(results: Results, name: str) -> dict[str, float]:
     """A model over the teacher: bytes, parameters, speeds (larger is faster), loss, mean score."""
     one, teacher = results.model(name), results.model("teacher")
     found = {what: one["costs"][field] / teacher["costs"][field] for what, field in _SHARES.items()}
+    if _known(one["costs"]["decode_s"]):
+        found["predicted speed of decode"] = teacher["costs"]["decode_s"] / one["costs"]["decode_s"]
     if one["measured"] and teacher["measured"]:
         for what, field in (("speed of prefill", "prefill_s"), ("speed of decode", "decode_s")):
             found[what] = teacher["measured"][field] / one["measured"][field]
@@ -99,7 +104,7 @@ def _opening(results: Results) -> list[Block]:
     found, job = ratios(results, "student"), results.job
     ceilings = results.profile["ceilings"]
     limits = ", ".join(f"{LIMITS[name]} {shown(at, UNITS.get(name, ''))}" for name, at in ceilings.items())
-    clock_of = "" if not any(name.endswith("_s") for name in ceilings) else f" on {_machine(job.device)}"
+    clock_of = "" if not any(name.endswith("_s") for name in ceilings) else f" on {machine(job.device)}"
     words = [
         f"Asked for: at most {limits}{clock_of}, under {job.load.batch} sequence{'s' * (job.load.batch > 1)} of "
         f"{job.load.context:,} tokens, weights in {job.numbers.weights}.",
@@ -107,7 +112,7 @@ def _opening(results: Results) -> list[Block]:
         "its loss on held-out text.",
     ]
     if "speed of decode" in found:
-        words.append(f"It writes {found['speed of decode']:.2f} times as fast, measured here.")
+        words.append(_speed(results, found))
     if "mean score" in found:
         words.append(f"It keeps {found['mean score']:.0%} of the teacher's mean score above chance.")
     better = [
@@ -121,9 +126,22 @@ def _opening(results: Results) -> list[Block]:
     return [Prose(text=" ".join(words)), Patterns(models=tuple(rows), legend=legend)]
 
 
+def _speed(results: Results, found: dict[str, float]) -> str:
+    """How fast the student writes: measured, beside what was predicted and asked for."""
+    job, measured = results.job, found["speed of decode"]
+    here = f"It writes {measured:.2f} times as fast, measured here"
+    if "predicted speed of decode" not in found:
+        return f"{here}."
+    told = f"{here}; {found['predicted speed of decode']:.2f} times were predicted for {machine(job.device)}"
+    asked = job.budget.min_speedup
+    if job.device == THIS and asked is not None and measured < asked:
+        return f"{told} and {asked:g} asked for: what was measured is too slow for the budget."
+    return f"{told}."
+
+
 def models(results: Results) -> tuple[Block, ...]:
     tasks = list(results.models[0]["scores"])
-    head = ["", "parameters", "bytes", "prefill", "decode step", "faster", "loss", "agreement", *tasks]
+    head = ["", "parameters", "bytes", "prefill", "decode step", "faster", "predicted", "loss", "agreement", *tasks]
     rows = tuple(_row(results, model, tasks) for model in results.models)
     load = results.verified["measured_load"]
     asked = results.verified["load"]
@@ -134,8 +152,9 @@ def models(results: Results) -> tuple[Block, ...]:
         note = f"speeds measured in turns at {load['context']:,} tokens of context, {load['batch']} at once{short}"
     full = "as many tokens as the student" if results.job.full else "the short distillation only"
     caption = (
-        "Bytes are weights, keys, values and states under the load. Agreement: how often the likeliest next token is "
-        f"the teacher's. Baselines had {full}."
+        "Bytes are weights, keys, values and states under the load. Predicted: a decode step on "
+        f"{machine(results.job.device)} at {asked['context']:,} tokens. Agreement: how often the likeliest next token "
+        f"is the teacher's. Baselines had {full}."
     )
     return (Table(caption=caption, head=tuple(head), rows=rows, note=note), *figures.models(results))
 
@@ -151,6 +170,7 @@ def _row(results: Results, model: Data, tasks: list[str]) -> tuple[str, ...]:
         _s(times["prefill_s"]),
         _s(times["decode_s"]),
         f"{teacher['decode_s'] / times['decode_s']:.2f}" if _known(times["decode_s"]) else "",
+        _s(costs["decode_s"]),
         f"{model['validation_loss']:.4f}",
         f"{model['agreement']:.1%}",
         *(f"{model['scores'][task]:.3f}" for task in tasks),
@@ -202,10 +222,6 @@ def _further(results: Results) -> tuple[Block, ...]:
     )
     table = Table(caption="Stages and the time they took.", head=("", "time"), rows=rows, folded=True)
     return (Prose(text="Formats that can hold it: " + "; ".join(said) + "."), Commands(lines=lines), table)
-
-
-def _machine(device: str) -> str:
-    return "this machine" if device == THIS else device.upper()
 
 
 def _sizes(model: Data) -> str:

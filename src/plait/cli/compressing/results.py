@@ -85,6 +85,11 @@ class Results:
         return next(one for one in self.models if one["name"] == name)
 
     @property
+    def why(self) -> Data | None:
+        """Puzzle's reasons for the plan that was chosen: score, base, limits, layers, widths, way."""
+        return self.search["facts"].get("explain", {}).get(self.choice["chosen"])
+
+    @property
     def student(self) -> Path:
         """The student's checkpoint."""
         return self.out / "stages" / _json(self.stages["verify"] / FILE)["inputs"]["student"] / MODEL
