@@ -11,6 +11,7 @@ import jsonschema_rs
 import pytest
 import torch
 
+from plait.engine import constraint as constraint_module
 from plait.engine.constraint import DEEPEST, LONGEST, Constraint, Grammars, of_choices, of_schema
 from plait.engine.request import Sampling
 from plait.engine.sampler import Draw, sample
@@ -233,3 +234,15 @@ def test_costly_patterns_end_as_answers_or_as_failures_soon(grammars: Grammars, 
         grammar.note(rng.choice(allowed.nonzero()[:, 0].tolist()))
     # bounds of the library, not of this machine: a hundred tokens of its largest steps
     assert time.thread_time() - begun < 30
+
+
+def test_what_is_in_use_is_not_pushed_out_by_what_comes(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraint_module, "_KEPT", 3)
+    made = []
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    make = grammars._made
+    monkeypatch.setattr(grammars, "_made", lambda constraint: (made.append(constraint.text), make(constraint))[1])
+    for text in ("a", "b", "a", "c", "a", "d", "a", "e", "a"):
+        grammars.compile(Constraint("regex", text))
+    grammars.close()
+    assert made == ["a", "b", "c", "d", "e"]

@@ -135,3 +135,23 @@ def test_answers_of_random_schedules_equal_those_of_one_by_one_generation(
         seen["prefix_hits"] += load.prefix_hits
     # one schedule may happen to see none of them
     assert n == 1 or all(seen.values()), seen
+
+
+@pytest.mark.parametrize("waits_for_memory", [False, True])
+def test_an_answer_set_aside_before_it_parts_from_its_prompt_goes_on(tiny: Tiny, waits_for_memory: bool) -> None:
+    model = tiny()
+    asked = Request(prompt_ids=tuple(range(1, 80)), sampling=GREEDY, n=2)
+    engine = Engine(model, limits=Limits(cache_bytes=1 << 20, max_running=4))
+    handle, core = engine.submit(asked), engine.core
+    answers: dict[tuple[Handle, int], list[int]] = {}
+    while handle.origin is None:
+        for delta in engine.step():
+            answers.setdefault((delta.handle, delta.index), []).extend(delta.token_ids)
+    # memory runs out in the very step that lets it in
+    core.scheduler._let_in()
+    core.scheduler.set_aside(handle.sequences[1])
+    if waits_for_memory:
+        handle.leave_origin(core.pool)
+    checked(core)
+    finish(engine, answers)
+    assert answers[handle, 0] == answers[handle, 1] == alone(model, replace(asked, n=1), {})

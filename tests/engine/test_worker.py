@@ -1,6 +1,7 @@
 """The worker: streams of many readers, leaving early, bad requests, draining, and a failing engine."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -124,3 +125,59 @@ def test_an_answer_whose_time_is_over_ends_as_it_is(tiny: Tiny) -> None:
 
     assert asyncio.run(run()) == "timeout"
     worker.close()
+
+
+def test_a_request_that_comes_in_the_step_that_fails_is_told_so(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny())
+    worker = Worker(engine)
+    failing, go = threading.Event(), threading.Event()
+
+    def broken() -> None:
+        failing.set()
+        go.wait(10)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engine, "step", broken)
+
+    async def run() -> list[object]:
+        first = asyncio.create_task(read(worker, request(1)))
+        await asyncio.to_thread(failing.wait, 10)
+        # it is queued while the step runs, and nobody will ever step it
+        late = asyncio.create_task(read(worker, request(2)))
+        await asyncio.sleep(0)
+        go.set()
+        async with asyncio.timeout(10):
+            return await asyncio.gather(first, late, return_exceptions=True)
+
+    assert [type(error) for error in asyncio.run(run())] == [WorkerError, WorkerError]
+
+
+def test_a_call_that_nobody_waits_for_any_more_does_no_harm(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny())
+    worker = Worker(engine)
+    held, go = threading.Event(), threading.Event()
+    worker.call(lambda _: (held.set(), go.wait(10)))
+    assert held.wait(10)
+    called = []
+    left = worker.call(called.append)
+    assert left.cancel()
+    go.set()
+    assert len(asyncio.run(read(worker, request(1)))) == 12
+    assert not called and worker.close()
+
+
+def test_a_draining_worker_takes_no_more_requests(tiny: Tiny) -> None:
+    worker = Worker(Engine(tiny()))
+
+    async def run() -> bool:
+        stream = worker.stream(request(1, sampling=Sampling(max_tokens=100_000, ignore_eos=True)))
+        await anext(stream)
+        closing = asyncio.create_task(asyncio.to_thread(worker.close, drain=True))
+        while worker.is_alive:
+            await asyncio.sleep(0.001)
+        with pytest.raises(WorkerError, match="no more requests"):
+            await read(worker, request(2))
+        await stream.aclose()
+        return await closing
+
+    assert asyncio.run(run())

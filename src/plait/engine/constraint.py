@@ -8,6 +8,7 @@ Grammars come from strangers. Each new one is tried first in a process of its ow
 bounded, and what it may cost per token is bounded too.
 """
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
@@ -149,6 +150,10 @@ class Grammars:
                     known = self._known[constraint] = self._made(constraint)
                 while len(self._known) > _KEPT:
                     self._known.popitem(last=False)
+        else:
+            with contextlib.suppress(KeyError):
+                # strangers' new ones must not push out what is in use; it may have gone in between
+                self._known.move_to_end(constraint)
         if isinstance(known, str):
             raise ValueError(known)
         return known.fork()

@@ -1,6 +1,7 @@
 """The engine: prompts in, completions out, in batches or as a stream of text."""
 
 import logging
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -85,6 +86,7 @@ class Engine:
         self.limits = Limits(max_running=max_batch) if limits is None else limits
         self._batch: Core | None = None
         self._grammars: Grammars | None = None
+        self._making = threading.Lock()
 
     def submit(self, request: Request) -> Handle:
         """Take a request into the running batch, at the next `step`.
@@ -111,10 +113,16 @@ class Engine:
             raise ValueError(
                 "constraint: there is no tokenizer to follow it with; put tokenizer.json beside the weights"
             )
-        if self._grammars is None:
-            ends = {*self.model.config.eos_ids, *self.tokenizer.eos_ids}
-            self._grammars = Grammars(self.tokenizer, self.model.config.vocab_size, ends)
-        return self._grammars
+        with self._making:
+            if self._grammars is None:
+                ends = {*self.model.config.eos_ids, *self.tokenizer.eos_ids}
+                self._grammars = Grammars(self.tokenizer, self.model.config.vocab_size, ends)
+            return self._grammars
+
+    def close(self) -> None:
+        """End the process that tries grammars, if there is one; all else goes with the engine."""
+        if self._grammars is not None:
+            self._grammars.close()
 
     @property
     def capacity(self) -> int | None:

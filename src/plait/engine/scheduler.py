@@ -154,7 +154,8 @@ class Scheduler:
         self.preemptions += 1
         n_bytes = self.pool.bytes_of(sequence.lease.n_tokens)
         taken = sum(s.saved.n_bytes() for s in self.aside if s.saved is not None)
-        if sequence.lease.n_tokens and taken + n_bytes <= self.saved_bytes:
+        # what has yet to part from its prompt goes on from there again: a copy of it would lack the logits
+        if 0 < sequence.lease.n_tokens < len(sequence.ids) and taken + n_bytes <= self.saved_bytes:
             sequence.saved = self.pool.save(sequence.lease)
         self.pool.close(sequence.lease)
         sequence.lease = None

@@ -54,6 +54,8 @@ class Worker:
 
         Raises: ValueError as Engine.submit, before the first delta; WorkerError if the worker is closed or fails.
         """
+        if self._closing and self.failure is None:
+            raise WorkerError("the worker takes no more requests")
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
 
@@ -69,6 +71,8 @@ class Worker:
             left = request.n
             while left:
                 item = await inbox.get()
+                if isinstance(item, WorkerError):
+                    raise item
                 if isinstance(item, BaseException):
                     raise WorkerError(f"the engine has failed: {item}") from item
                 left -= item.finish_reason is not None
@@ -104,7 +108,10 @@ class Worker:
             with self._wake:
                 self._draining = False
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        self.engine.close()
+        return True
 
     def _submit(self, request: Request, give: Callable[[Delta | BaseException], None]) -> Handle:
         handle = self.engine.submit(request)
@@ -130,6 +137,9 @@ class Worker:
         future: Future = Future()
 
         def run() -> None:
+            # who asked may have left before its turn came
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(job())
             except Exception as error:
@@ -149,14 +159,15 @@ class Worker:
         except BaseException as error:
             log.exception("the engine has failed")
             self.failure = error
-            for give in list(self._streams.values()):
-                give(error)
         finally:
             with self._wake:
-                jobs, self._closing = [*self._jobs], True
+                jobs, self._closing, self._draining = [*self._jobs], True, False
                 self._jobs.clear()
             for job in jobs:
                 job()
+            # none of them is stepped any more: neither those that ran nor those that came in during the last step
+            for give in list(self._streams.values()):
+                give(self.failure or WorkerError("the worker is closed"))
 
     def _turn(self) -> bool:
         """Jobs, then a step; False when it is over."""
