@@ -13,7 +13,7 @@ from plait.engine.core import Limits
 from plait.engine.engine import Engine
 from plait.engine.request import Load, Request, Sampling
 from plait.engine.sampler import Draw, sample
-from plait.engine.speculate import Lookup, verified
+from plait.engine.speculate import Lookup, SmallModel, verified
 from plait.model.hybrid import Hybrid
 from plait.text.tokenizer import Tokenizer
 
@@ -206,3 +206,30 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tiny: Tiny, model: Hybri
         Engine(model, draft=tiny("M", vocab_size=100))
     with pytest.raises(ValueError, match="guesses=-1"):
         Limits(guesses=-1)
+
+
+def test_a_draft_model_that_is_broken_costs_no_answer(tiny: Tiny, tokenizer: Tokenizer, model: Hybrid) -> None:
+    draft = tiny("M*", seed=1)
+    with torch.no_grad():
+        next(iter(draft.parameters())).fill_(float("nan"))
+    asked = Request(prompt_ids=(1, 2, 3), sampling=Sampling(max_tokens=8, temperature=0.0, ignore_eos=True))
+    answers = []
+    for engine in (Engine(model, tokenizer), Engine(model, tokenizer, limits=Limits(guesses=4), draft=draft)):
+        engine.submit(asked)
+        ids: list[int] = []
+        while engine.has_work():
+            ids += [i for delta in engine.step() for i in delta.token_ids]
+        answers.append(ids)
+    assert answers[0] == answers[1] and len(answers[0]) == 8
+
+
+def test_a_small_model_reads_a_long_text_in_pieces(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lengths = tiny("M*"), []
+    ids = [i % 300 for i in range(1100)]
+    draw = Draw(Sampling(temperature=0.0), ids, 384, model.device)
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, **more: (lengths.append(ids.shape[1]), hidden(ids, **more))[1])
+    guesses = SmallModel(model, draw).propose(ids, 3)
+    assert max(lengths) <= 512 and sum(lengths) == len(ids)
+    wanted = next(Engine(model).generate(ids, Sampling(max_tokens=3, temperature=0.0, ignore_eos=True)))
+    assert guesses == wanted.token_ids

@@ -26,6 +26,9 @@ from plait.model.cache import Cache
 from plait.model.hybrid import Hybrid
 from plait.model.layers.attention import KVState
 
+# tokens that a smaller model reads at a time
+_PIECE = 512
+
 
 class Drafter(Protocol):
     """Guesses for one sequence."""
@@ -105,7 +108,11 @@ class SmallModel:
         self._fed = list(ids)
         kept = _held(self._cache)
         for i in range(n):
-            (token_id,) = chosen(logits, s, [(self._draw.seed, len(ids) + i)])
+            try:
+                (token_id,) = chosen(logits, s, [(self._draw.seed, len(ids) + i)])
+            except FloatingPointError:
+                # a broken guesser costs time, and nothing else
+                break
             guesses.append(token_id)
             if i + 1 < n:
                 logits = self._read([token_id])
@@ -116,6 +123,10 @@ class SmallModel:
         """As Drafter."""
 
     def _read(self, ids: list[int]) -> Tensor:
+        # the first time it is the whole prompt: in pieces its memory is bounded
+        while len(ids) > _PIECE:
+            self._model.hidden(torch.tensor([ids[:_PIECE]], device=self._model.device), cache=self._cache)
+            ids = ids[_PIECE:]
         return self._model(torch.tensor([ids], device=self._model.device), cache=self._cache, n_logits=1).logits[:, 0]
 
 
