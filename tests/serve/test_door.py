@@ -1,5 +1,6 @@
 """Places, leaving clients, draining, failing engines: what happens around an answer."""
 
+import asyncio
 import json
 import threading
 import time
@@ -7,10 +8,12 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from plait.engine.request import FinishReason, Request
 from plait.engine.sequence import Delta, Handle
 from plait.engine.worker import WorkerError
+from plait.serve import door
 from plait.serve.limits import Limits
 
 ASK = {"prompt": "the", "max_tokens": 400}
@@ -136,7 +139,7 @@ def test_loading_is_told_and_a_failure_to_load_ends_the_server(tokenizer) -> Non
 @pytest.mark.parametrize(
     ("fault", "status", "kind"),
     [
-        (WorkerError("the engine has failed"), 503, "service_unavailable_error"),
+        (WorkerError("the engine has failed: a secret path"), 503, "service_unavailable_error"),
         (ValueError("prompt_ids: the cache cannot hold 9 tokens"), 400, "invalid_request_error"),
         (KeyError("a secret path"), 500, "server_error"),
     ],
@@ -203,3 +206,25 @@ def test_pages_of_other_origins_and_other_hosts_are_kept_out(fake) -> None:
     answer = httpx.options(f"{opened.url}/v1/models", headers=ours)
     assert answer.headers["access-control-allow-origin"] == "https://ours.example"
     assert "access-control-allow-origin" not in httpx.options(f"{opened.url}/v1/models", headers=preflight).headers
+
+
+def test_a_reader_who_takes_all_but_the_end_of_a_stream_is_gone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_PATIENCE_S", 0.05)
+    sent = []
+
+    async def send(message) -> None:
+        if not message.get("more_body", True):
+            # the buffers of the connection are full
+            await asyncio.sleep(60)
+        sent.append(message)
+
+    async def events():
+        yield {"text": "a"}
+
+    async def run() -> None:
+        async with asyncio.timeout(5):
+            await door._send_stream(send, events(), named=False)
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(run())
+    assert sent[-1]["body"] == b"data: [DONE]\n\n"

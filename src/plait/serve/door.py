@@ -218,7 +218,8 @@ async def _deltas(served: Served, asked: Asked) -> AsyncGenerator[tuple[int, Del
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     except WorkerError as error:
-        raise RequestError(str(error), status=503) from error
+        # what went wrong inside is for the log: it may name files
+        raise RequestError("the engine has failed or is about to stop; try again later", status=503) from error
     except RequestError:
         raise
     except ValueError as error:
@@ -288,13 +289,16 @@ async def _send_stream(send: Send, events: AsyncGenerator[Event, None], named: b
     """Server-sent events. A failure after the first is told in the stream; one before it raises."""
     begun = False
 
-    async def write(data: bytes) -> None:
+    async def write(data: bytes, more: bool = True) -> None:
         nonlocal begun
-        async with asyncio.timeout(_PATIENCE_S):
-            if not begun:
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            begun = True
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                if not begun:
+                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                begun = True
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+        except TimeoutError:
+            raise ClientDisconnect from None
 
     upcoming: asyncio.Future[Event] = asyncio.ensure_future(anext(events))
     try:
@@ -316,13 +320,11 @@ async def _send_stream(send: Send, events: AsyncGenerator[Event, None], named: b
             raise
         kind = "error" if named else None
         await write(_encoded(error.to_dict() | ({"type": kind} if kind else {}), named))
-    except TimeoutError:
-        raise ClientDisconnect from None
     finally:
         upcoming.cancel()
         await asyncio.gather(upcoming, return_exceptions=True)
         await events.aclose()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await write(b"", more=False)
 
 
 _STREAM_HEADERS = [

@@ -187,7 +187,7 @@ def ask_response(body: ResponsesBody, served: Served, limits: Limits, request_id
         names = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
         ours = names.get(error.param or "", error.param)
         words = error.message.replace(error.param or "\0", ours or "")
-        raise RequestError(words, ours, status=error.status, code=error.code) from None
+        raise RequestError(words, ours, status=error.status, code=error.code, retry_after=error.retry_after) from None
 
 
 class ResponseForm:

@@ -54,14 +54,17 @@ class SessionDesk:
     async def create(self, request: Request) -> Response:
         """POST /v1/sessions."""
         served = self._house.served
-        raw = await read_body(request, self._house.limits)
+        sessions = served.kept_sessions()
 
-        def work(sessions: Sessions) -> dict[str, object]:
+        def work(raw: bytes) -> dict[str, object]:
             body = read(SessionBody, parse(raw or b"{}"))
             served.check_name(body.model)
             return sessions.create([ask.plain(message, served) for message in body.messages])
 
-        return JSONResponse(await self._do(work), 201)
+        # a place before the body: bodies that are still coming take memory too
+        with self._house.desk.enter():
+            raw = await read_body(request, self._house.limits)
+            return JSONResponse(await self._house.by_hand(work, raw), 201)
 
     async def listed(self, request: Request) -> Response:
         """GET /v1/sessions."""
