@@ -200,7 +200,7 @@ def test_what_nothing_keeps_is_refused_before_anything_is_made(memory: float, sp
     assert bool(early) == bool(late) and "loses" not in early
     if late and memory > 0.1:
         # the same nearest budgets, without what is not known yet
-        assert early.splitlines() == [line.partition(": loses")[0] for line in late.splitlines()]
+        assert early == re.sub(r", which loses about \S+ nats a token", "", late) != late
 
 
 def test_a_clock_is_not_asked_where_time_is_not_limited() -> None:

@@ -153,16 +153,15 @@ def explain(answer: Answer, teacher: ModelConfig) -> Explanation:
 def nearest_text(found: Sequence[Nearest], ceilings: Mapping[str, float], *, is_scored: bool = True) -> str:
     """What to tell somebody whose budget nothing fits; is_scored: whether what is lost there is known."""
     asked = ", ".join(f"{name} {shown(at, LIMITS.get(name, ''))}" for name, at in ceilings.items())
-    lines = [f"no model is within {asked}. The nearest that is possible:"]
+    lines = []
     for near in found:
         raised = " and ".join(
             f"{name} {enough(at, LIMITS.get(name, ''))} (+{at / ceilings[name] - 1:.1%})"
             for name, at in near.raised.items()
         )
-        lines.append(f"  {raised}" + (f": loses about {near.solution.score:.4g} nats a token" if is_scored else ""))
-    if not found:
-        lines.append("  none, however any one limit is raised")
-    return "\n".join(lines)
+        lines.append(raised + (f", which loses about {near.solution.score:.4g} nats a token" if is_scored else ""))
+    near = "; or\n".join(lines) or "none, however any one limit is raised"
+    return f"no model is within {asked}. The nearest that is possible:\n{near}."
 
 
 SCALES: Mapping[str, tuple[tuple[float, str], ...]] = {

@@ -80,10 +80,11 @@ class Fit:
         """
         if not self.plans:
             counted = ", ".join(f"{limit} in {n:,}" for limit, n in self.reasons.items())
-            lines = [f"none of the {self.cells:,} candidates fits: {counted}. The nearest that is possible:"]
-            lines += [f"  {near}" for near in self.nearest]
-            lines.append("Raise limits so far, or allow fewer layers and smaller widths (space.depth, space.width)")
-            raise BudgetError("\n".join(lines))
+            near = "; or\n".join(map(str, self.nearest)) or "none"
+            raise BudgetError(
+                f"none of the {self.cells:,} candidates fits: {counted}. The nearest that is possible:\n{near}.\n"
+                "Raise limits so far, or allow fewer layers and smaller widths (space.depth, space.width)"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +103,8 @@ class Near:
         raised = " and ".join(
             f"{name} {enough(at, LIMITS[name])} (+{at / asked - 1:.1%})" for name, (asked, at) in self.raised.items()
         )
-        left = f": {self.costs.params / self.params:.0%} of the teacher's parameters"
-        return raised + left + ("" if self.is_timed else "; its speed was not looked at")
+        left = f", with {self.costs.params / self.params:.0%} of the teacher's parameters"
+        return raised + left + ("" if self.is_timed else ", its speed not looked at")
 
 
 def space_around(teacher: ModelConfig, *, depth: float = 0.3, width: float = 0.5, steps: int = 4) -> Space:

@@ -80,6 +80,8 @@ def search(results: Results) -> tuple[Block, ...]:
         found = [p for p in points if p["score"] is not None]
         if len(found) > 1:
             x, unit = _axis(limit, max(p["ceiling"] for p in found))
+            if limit == "decode_s":
+                x = replace(x, label=f"{x.label}, predicted on {machine(results.job.device)}")
             line = [(p["ceiling"] / unit, p["score"]) for p in found]
             series = Series(name="expected", index=STUDENT, points=line, dots=True)
             y = Axis(label="nats per token", show="{:.3g}".format)

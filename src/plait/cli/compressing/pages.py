@@ -205,7 +205,8 @@ def _candidates(results: Results) -> tuple[Block, ...]:
                 str(order.index(name) + 1),
             )
         )
-    head = ("", "layers", "parameters", "bytes", "agreement before", "loss after the short distillation", "rank then")
+    before = "chosen" if results.job.method == "puzzle" else "agreement before"
+    head = ("", "layers", "parameters", "bytes", before, "loss after the short distillation", "rank then")
     caption = "Candidates in the order of the search, and baselines, after the same short distillation."
     return (*blocks, Table(caption=caption, head=head, rows=tuple(rows)), *figures.candidates(results))
 
@@ -241,7 +242,7 @@ def _s(seconds: float | None) -> str:
     if not _known(seconds):
         return "unknown"
     assert seconds is not None
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+    return shown(float(f"{seconds:.3g}"), "s")
 
 
 def _plain(data: object) -> object:
