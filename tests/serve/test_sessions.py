@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -246,3 +247,24 @@ def test_a_killed_server_leaves_whole_sessions_and_nothing_else(tmp_path: Path) 
     assert len(sessions.begin(str(facts["id"])).messages) >= saved >= 20
     sessions.leave(str(facts["id"]))
     assert {path.suffix for path in tmp_path.iterdir()} == {".session", ".lock"}
+
+
+def test_a_session_whose_reader_leaves_before_it_is_written_is_nobody_elses(
+    tmp_path: Path, tiny_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = Sessions(tmp_path, tiny_engine())
+    session_id = str(sessions.create()["id"])
+    session, save, go = sessions.begin(session_id), sessions.save, threading.Event()
+    monkeypatch.setattr(sessions, "save", lambda *args: (go.wait(10), save(*args)))
+
+    async def run() -> None:
+        ending = asyncio.create_task(sessions.end(session_id, session, [{"role": "user", "content": "the fox"}]))
+        await asyncio.sleep(0.05)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        sessions.leave(session_id)
+        assert status_of(lambda: sessions.begin(session_id)) == 409
+        go.set()
+
+    asyncio.run(run())
+    assert sessions.begin(session_id).messages == [{"role": "user", "content": "the fox"}]

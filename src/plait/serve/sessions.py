@@ -140,7 +140,10 @@ class Sessions:
             session: what the engine left in the handle of the request; without it all is read again next time.
             messages: the whole conversation, the answer included.
         """
-        await asyncio.to_thread(self.save, session_id, session, messages)
+        with self._guard:
+            self._saved.add(session_id)
+        # a reader who leaves before the thread begins must not give away what it is about to write
+        await asyncio.shield(asyncio.to_thread(self.save, session_id, session, messages))
 
     def save(self, session_id: str, session: Session | None, messages: Sequence[Message]) -> None:
         """The same, waiting for the disk."""
