@@ -21,6 +21,7 @@ from plait.cli.compressing.asked import EXPLAIN, costs_of, here, job_of
 from plait.cli.compressing.asked import Inputs as Inputs
 from plait.cli.compressing.estimate import BLOCKS
 from plait.cli.compressing.results import Results, note
+from plait.cli.quiet import quiet
 from plait.compress.job import Job
 from plait.compress.nested import elastic
 from plait.compress.pipeline import Compression
@@ -79,13 +80,13 @@ def run(inputs: Inputs) -> Report:
         judged = None if suite is None else [[task.name for task in suite.tasks], inputs.task_limit]
         tools = Tools(observe=_watch, judge=suite and judge(suite), judged=judged, say=log.info)
         work = Compression(job, held, data, costs, stages, tools)
-        # which parameter goes to which optimiser is told by plait train; here it would be told for every candidate
-        logging.getLogger("plait.train").setLevel(logging.WARNING)
         try:
-            if inputs.elastic:
-                last = elastic(work, inputs.elastic, compares=inputs.compare)
-                return elastic_pages.write(last, out, name_of(teacher.folder))
-            work.run()
+            # which parameter goes to which optimiser is told by plait train; here it would be told for every candidate
+            with quiet("plait.train", below=logging.WARNING):
+                if inputs.elastic:
+                    last = elastic(work, inputs.elastic, compares=inputs.compare)
+                    return elastic_pages.write(last, out, name_of(teacher.folder))
+                work.run()
         except UntilError as stopped:
             report = Report(str(stopped), provenance=provenance(job.seed))
             report.add("stages made", sum(made for *_, made in stages.ran))

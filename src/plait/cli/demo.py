@@ -7,8 +7,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from plait.cli.chapters.text import collect
 from plait.cli.launch import arg
 from plait.cli.page.blocks import Block, Patterns, Section, Table
 from plait.cli.page.render import page, write_json, write_whole
+from plait.cli.quiet import quiet
 from plait.report import Report, provenance
 
 EXAMPLE = """plait demo
@@ -69,7 +68,7 @@ def run(inputs: Inputs) -> Report:
     )
     sections: list[Section] = []
     try:
-        with quiet("plait.train", "plait.engine"), story.threads:
+        with quiet("plait.train", "plait.engine", below=logging.ERROR), story.threads:
             for number, (name, tell) in enumerate(CHAPTERS.items(), 1):
                 story.console.print(f"[bold]{number}/{len(CHAPTERS)} {name}[/bold]", highlight=False)
                 begun = time.monotonic()
@@ -83,20 +82,6 @@ def run(inputs: Inputs) -> Report:
     path = write(story, sections)
     story.say(f"the report is {path.resolve()}")
     return summary(story, path)
-
-
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Silence what the chapters themselves say better: these loggers' lines below errors."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def check(out: Path, text: Path | None) -> None:

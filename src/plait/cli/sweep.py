@@ -10,13 +10,13 @@ A sweep that was stopped, or whose table has grown, goes on where it was: what h
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from plait.cli.chapters.story import Text
 from plait.cli.launch import arg
+from plait.cli.quiet import quiet
 from plait.cli.sweeps import corpus
 from plait.cli.sweeps.board import Board
 from plait.cli.sweeps.estimate import estimate
@@ -62,7 +62,8 @@ def run(inputs: Inputs) -> Report:
     sweep = read(inputs.sweep, inputs.overrides)
     out = inputs.out or Path("runs") / inputs.sweep.stem
     table = trials(sweep)
-    with _quiet():
+    # the board says how it goes; the runs' own lines below warnings are left out
+    with quiet("plait", below=logging.WARNING):
         text = None
         if inputs.text is not None:
             text = corpus.read(inputs.text, out, sweep.vocab_size)
@@ -148,15 +149,3 @@ def _estimated(inputs: Inputs, sweep: Sweep, table: list[Trial], first: dict[str
         corpus.prepare(text, inputs.text, Path(folder), sweep.vocab_size)
         there = {method: corpus.on_tokens(trial, Path(folder)) for method, trial in first.items()}
         return estimate(sweep, _opened(there), table, inputs.jobs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The board says how it goes; the runs' own lines below warnings are left out."""
-    ours = logging.getLogger("plait")
-    before = ours.level
-    ours.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        ours.setLevel(before)
