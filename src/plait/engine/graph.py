@@ -9,7 +9,7 @@ runs directly, for tests; where a step cannot be captured, the runner's own deco
 
 import functools
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,31 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
 def bucket(n: int) -> int:
     """The smallest batch that is captured and holds n sequences: powers of two to 32, then multiples of 32."""
     return 1 << (n - 1).bit_length() if n <= 32 else -(-n // 32) * 32
+
+
+def captured(run: Callable[[], None], device: torch.device, pool: object) -> torch.cuda.CUDAGraph:
+    """Record what `run` does on a GPU.
+
+    Args:
+        run: works on tensors that stay where they are.
+        device: the GPU.
+        pool: memory to share with other graphs that never run at the same time, or None.
+
+    Raises: RuntimeError if something in it cannot be captured.
+    """
+    # streams and graphs belong to the current GPU, which need not be the model's
+    with torch.cuda.device(device):
+        aside = capture_stream(device)
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            # compilers and libraries set themselves up on the first runs, which must not be recorded
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=aside):  # type: ignore[arg-type]
+            run()
+    return graph
 
 
 class Step:
@@ -99,19 +124,7 @@ class Step:
         Raises: RuntimeError if something in the step cannot be captured.
         """
         self.cache.lengths.zero_()
-        # streams and graphs belong to the current GPU, which need not be the model's
-        with torch.cuda.device(self.model.device):
-            # compilers and libraries set themselves up on the first runs, which must not be recorded
-            aside = capture_stream(self.model.device)
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(2):
-                    self._step()
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=aside):  # type: ignore[arg-type]
-                self._step()
-        self.graph = graph
+        self.graph = captured(self._step, self.model.device, pool)
 
     def _step(self) -> None:
         # a sequence that is broken is told to the host by its -1, and must not stop the others

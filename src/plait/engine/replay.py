@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.engine.graph import bucket, capture_stream
+from plait.engine.graph import bucket, captured
 from plait.model.hybrid import Hybrid
 from plait.model.layers.attention import Attention
 from plait.model.paged import PagedCache, StaticRows
@@ -57,18 +57,7 @@ class _Step:
 
         Raises: RuntimeError if something in it cannot be captured.
         """
-        with torch.cuda.device(self.model.device):
-            aside = capture_stream(self.model.device)
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                # compilers and libraries set themselves up on the first runs, which must not be recorded
-                for _ in range(2):
-                    self._step()
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=aside):  # type: ignore[arg-type]
-                self._step()
-        self.graph = graph
+        self.graph = captured(self._step, self.model.device, pool)
 
     def _step(self) -> None:
         rows = StaticRows(self.cache, self.slots, self.tables, self.lengths)
