@@ -59,16 +59,10 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlatTool:
+class FlatTool(FunctionTool):
     """A function that the model may call; functions are the only kind of tool."""
 
-    OPEN: ClassVar[bool] = True
-
     type: Literal["function"]
-    name: Name
-    description: Text = ""
-    parameters: dict[str, object] = field(default_factory=dict)
-    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
