@@ -32,8 +32,8 @@ def test_a_client_that_leaves_is_cancelled_at_once(fake, stream: bool) -> None:
     running, worker = fake(pause_s=60)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{running.url}/v1/completions", json=ASK | {"stream": stream}, timeout=0.3)
-    until(lambda: worker.cancelled and not worker.open, 1)
-    assert running.house.gate.open == 0
+    until(lambda: worker.cancelled and not worker.open)
+    until(lambda: running.house.gate.open == 0)
 
 
 def test_a_client_that_leaves_within_a_stream_is_cancelled(fake) -> None:
@@ -42,8 +42,8 @@ def test_a_client_that_leaves_within_a_stream_is_cancelled(fake) -> None:
         lines = answer.iter_lines()
         next(lines)
         assert worker.open
-    until(lambda: worker.cancelled and not worker.open, 1)
-    assert running.house.gate.open == 0
+    until(lambda: worker.cancelled and not worker.open)
+    until(lambda: running.house.gate.open == 0)
 
 
 def test_who_comes_when_all_is_full_is_told_to_come_again(fake) -> None:
@@ -62,7 +62,7 @@ def test_who_comes_when_all_is_full_is_told_to_come_again(fake) -> None:
     assert httpx.post(url, json=ASK | {"max_tokens": 1}).status_code == 200
     # three answers need three places
     assert httpx.post(url, json=ASK | {"n": 3}).status_code == 429
-    assert running.house.gate.open == 0
+    until(lambda: running.house.gate.open == 0)
     assert "plait_requests_refused_total 2.0" in httpx.get(f"{running.url}/metrics").text
 
 
@@ -100,7 +100,7 @@ def test_draining_ends_what_was_begun_and_takes_nothing_new(fake) -> None:
     assert refused.status_code == 503 and "retry-after" in refused.headers
     thread.join()
     assert ended[0].status_code == 200 and ended[0].json()["choices"][0]["text"] == "ab " * 40
-    running.thread.join(5)
+    running.thread.join(30)
     assert not running.thread.is_alive() and not running.errors
 
 
@@ -112,7 +112,7 @@ def test_what_outlasts_the_drain_is_told_that_it_is_not_complete(fake) -> None:
         running.server.stop()
         last = [line for line in lines if line.startswith("data:")][-1]
     assert json.loads(last[6:])["error"]["type"] == "service_unavailable_error"
-    running.thread.join(5)
+    running.thread.join(30)
     assert not running.thread.is_alive()
 
 
@@ -132,7 +132,7 @@ def test_loading_is_told_and_a_failure_to_load_ends_the_server(tokenizer) -> Non
     refused = httpx.post(f"{running.url}/v1/completions", json=ASK)
     assert refused.status_code == 503 and refused.json()["error"]["code"] == "loading"
     go.set()
-    running.thread.join(5)
+    running.thread.join(30)
     assert [str(error) for error in running.errors] == ["there is no such checkpoint"]
 
 
@@ -156,7 +156,7 @@ def test_a_fault_of_the_engine_becomes_an_error(fake, monkeypatch, fault, status
         answer = httpx.post(f"{running.url}/v1/completions", json=body)
         assert answer.status_code == status and answer.json()["error"]["type"] == kind
         assert "secret" not in answer.text
-    assert running.house.gate.open == 0
+    until(lambda: running.house.gate.open == 0)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,8 @@ def test_requests_have_ids_and_the_log_has_no_prompts(fake, caplog) -> None:
         other = httpx.post(f"{running.url}/v1/completions", json=ASK, headers={"x-request-id": "a b\u00e4".encode()})
     assert named.headers["x-request-id"] == "q7" == worker.requests[0].request_id
     assert other.headers["x-request-id"] not in ("", "a b")
+    # a request is noted after the last byte of its answer, which its client may have read by then
+    until(lambda: sum(record.name == "plait.serve" for record in caplog.records) == 2)
     notes = [json.loads(record.message) for record in caplog.records if record.name == "plait.serve"]
     assert [note["status"] for note in notes] == [200, 200] and notes[0]["id"] == "q7" and notes[0]["tokens"] == 400
     assert "secret" not in caplog.text

@@ -168,7 +168,7 @@ def test_a_dead_replica_is_replaced_and_nobody_else_notices(front: Front) -> Non
 def test_a_client_that_leaves_is_noticed_by_the_replica(front: Front) -> None:
     with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(5, read=0.01)) as client:
         client.post(f"{front.url}/v1/completions", json={"prompt": "slow"})
-    front.until(lambda: not any(replica.open for replica in front.fleet.replicas), 2)
+    front.until(lambda: not any(replica.open for replica in front.fleet.replicas), 4)
 
 
 def test_a_replica_that_cannot_begin_ends_all(tmp_path: Path) -> None:
