@@ -113,6 +113,7 @@ def test_a_life_from_loading_to_the_end_of_draining(folder: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "plait", "serve", str(folder), "--port", str(port), "--json", "--cache", "16MiB"]
+    words += ["--drain", "600"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -128,7 +129,7 @@ def test_a_life_from_loading_to_the_end_of_draining(folder: Path) -> None:
         answers: list[httpx.Response] = []
         ask = {"prompt": "the", "max_tokens": 1500, "ignore_eos": True}
         thread = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=ask, timeout=120))
+            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=ask, timeout=600))
         )
         thread.start()
         while not (text := httpx.get(f"{url}/metrics").text) or "plait_sequences_running 1.0" not in text:
