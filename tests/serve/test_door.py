@@ -5,16 +5,19 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NoReturn
 
 import httpx
 import pytest
-from starlette.requests import ClientDisconnect
 
 from plait.engine.request import FinishReason, Request
 from plait.engine.sequence import Delta, Handle
 from plait.engine.worker import WorkerError
-from plait.serve import door
+from plait.serve import door, frame
+from plait.serve.keys import Keys
 from plait.serve.limits import Limits
+from plait.serve.served import House
 
 ASK = {"prompt": "the", "max_tokens": 400}
 
@@ -210,9 +213,14 @@ def test_pages_of_other_origins_and_other_hosts_are_kept_out(fake) -> None:
     assert "access-control-allow-origin" not in httpx.options(f"{opened.url}/v1/models", headers=preflight).headers
 
 
-def test_a_reader_who_takes_all_but_the_end_of_a_stream_is_gone_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "_PATIENCE_S", 0.05)
+def test_a_reader_who_takes_all_but_the_end_of_a_stream_is_gone_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(frame, "_PATIENCE_S", 0.05)
     sent = []
+
+    async def app(scope, receive, send) -> None:
+        await door._send_stream(send, events(), named=False)
 
     async def send(message) -> None:
         if not message.get("more_body", True):
@@ -223,10 +231,25 @@ def test_a_reader_who_takes_all_but_the_end_of_a_stream_is_gone_too(monkeypatch:
     async def events():
         yield {"text": "a"}
 
+    async def receive() -> NoReturn:
+        raise AssertionError("nothing is read")
+
     async def run() -> None:
         async with asyncio.timeout(5):
-            await door._send_stream(send, events(), named=False)
+            scope = {"type": "http", "path": "/", "headers": []}
+            await frame.Frame(app, House(Limits(), Keys()))(scope, receive, send)
 
-    with pytest.raises(ClientDisconnect):
+    with caplog.at_level("INFO", "plait.serve"):
         asyncio.run(run())
     assert sent[-1]["body"] == b"data: [DONE]\n\n"
+    assert json.loads(caplog.messages[-1])["reason"] == "disconnected"
+
+
+def test_refusals_are_counted_wherever_they_are_given(fake) -> None:
+    running, _ = fake()
+    with ExitStack() as full:
+        for _ in range(running.house.desk.most):
+            full.enter_context(running.house.desk.enter())
+        assert httpx.post(f"{running.url}/tokenize", json={"prompt": "a"}).status_code == 429
+    assert httpx.post(f"{running.url}/tokenize", json={"prompt": "a"}).status_code == 200
+    assert "plait_requests_refused_total 1.0" in httpx.get(f"{running.url}/metrics").text

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from plait.serve import frame
 from plait.serve.affinity import Memory, prefixes
 from plait.serve.fleet import Fleet
 from plait.serve.frame import Frame
@@ -40,6 +42,8 @@ REPLICA = textwrap.dedent("""
         n = 100 if b"slow" in body else 1
         for i in range(n):
             text = f"data: {NUMBER} {os.getpid()}\\n\\n" if n > 1 else f'["{NUMBER}", {os.getpid()}]'
+            if b"huge" in body:
+                text = "data: " + "x" * (1 << 20) + "\\n\\n"
             if path == "/metrics":
                 text = f"# HELP a x\\n# TYPE a gauge\\na {NUMBER}\\na_b{{c=\\"d\\"}} 2\\n"
             await send({"type": "http.response.body", "body": text.encode(), "more_body": i < n - 1})
@@ -169,6 +173,17 @@ def test_a_client_that_leaves_is_noticed_by_the_replica(front: Front) -> None:
     with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(5, read=0.01)) as client:
         client.post(f"{front.url}/v1/completions", json={"prompt": "slow"})
     front.until(lambda: not any(replica.open for replica in front.fleet.replicas), 4)
+
+
+def test_who_reads_nothing_of_a_long_answer_is_given_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "_PATIENCE_S", 0.3)
+    host, port = front.url.removeprefix("http://").split(":")
+    body = b'{"prompt": "slow huge"}'
+    with socket.create_connection((host, int(port))) as reader:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        reader.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        front.until(lambda: any(replica.open for replica in front.fleet.replicas))
+        front.until(lambda: not any(replica.open for replica in front.fleet.replicas), 10)
 
 
 def test_a_replica_that_cannot_begin_ends_all(tmp_path: Path) -> None:

@@ -30,8 +30,6 @@ B = TypeVar("B", bound=Sampled)
 
 # a stream says that it lives when it has nothing else to say for so long
 _SILENCE_S = 10.0
-# a reader who takes nothing for so long is gone
-_PATIENCE_S = 60.0
 
 
 class Form(Protocol):
@@ -89,9 +87,7 @@ class Door(Generic[B]):
                 raw = await read_body(request, self._house.limits)
                 has_read = True
                 await attended(receive, self._answer(raw, served, place.take, request, send))
-        except RequestError as error:
-            if error.status == 429:
-                self._house.metrics.refused.inc()
+        except RequestError:
             if not has_read:
                 await drop_body(request)
             raise
@@ -291,14 +287,10 @@ async def _send_stream(send: Send, events: AsyncGenerator[Event, None], named: b
 
     async def write(data: bytes, more: bool = True) -> None:
         nonlocal begun
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                if not begun:
-                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                begun = True
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise ClientDisconnect from None
+        if not begun:
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        begun = True
+        await send({"type": "http.response.body", "body": data, "more_body": more})
 
     upcoming: asyncio.Future[Event] = asyncio.ensure_future(anext(events))
     try:

@@ -1,5 +1,9 @@
-"""What surrounds every request: an id, the key, the host, one line in the log, one count, and no error unanswered."""
+"""What surrounds every request: an id, the key, the host, one line in the log, one count, and no error unanswered.
 
+It also gives up readers: whoever takes nothing of an answer for a minute is gone.
+"""
+
+import asyncio
 import json
 import logging
 import re
@@ -25,6 +29,8 @@ _OPEN = ("/", "/health", "/ready")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 _CLOSED = 499
 """in the log: the client left before the answer was complete"""
+# a reader who takes nothing for so long is gone
+_PATIENCE_S = 60.0
 
 
 class Surroundings(Protocol):
@@ -71,7 +77,11 @@ class Frame:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", str(note["id"]).encode())]
-            await send(message)
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    await send(message)
+            except TimeoutError:
+                raise ClientDisconnect from None
 
         try:
             self._check(scope["path"], headers)
@@ -108,6 +118,8 @@ class Frame:
         route = scope["path"] if scope["path"] in self._routes else "other"
         self._house.metrics.requests.labels(route, str(status)).inc()
         self._house.metrics.whole.labels(route).observe(seconds)
+        if status == 429:
+            self._house.metrics.refused.inc()
         # probes come every second and would bury the rest
         level = logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO
         line = {"route": route, "status": status, "seconds": round(seconds, 4)} | note

@@ -43,7 +43,7 @@ class Gate:
         Args:
             most: answers at one time.
         """
-        self.most, self.open, self.refused = most, 0, 0
+        self.most, self.open = most, 0
         self._ended: deque[float] = deque(maxlen=64)
 
     @contextmanager
@@ -81,7 +81,6 @@ class Place:
         """
         gate = self._gate
         if gate.open + n > gate.most:
-            gate.refused += 1
             raise RequestError(
                 f"all {gate.most} places are taken; come again later",
                 status=429,

@@ -124,8 +124,6 @@ class Relay:
         if refusal is None:
             raise RequestError("no replica could be reached", status=503, retry_after=2)
         status, headers, words = refusal
-        if status == 429:
-            self.metrics.refused.inc()
         await send({"type": "http.response.start", "status": status, "headers": _own(headers)})
         await send({"type": "http.response.body", "body": words})
 
