@@ -194,6 +194,13 @@ def test_tools_are_called(client: openai.OpenAI, choice) -> None:
     pieces = [piece for chunk in chunks for piece in chunk.delta.tool_calls or ()]
     assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
     assert pieces[0].function.name == "count_legs" and chunks[-1].finish_reason == "tool_calls"
+    # the name at first, then the arguments as they are written
+    assert pieces[0].function.arguments == "" and len(pieces) > 3
+    assert not any(piece.id or piece.function.name for piece in pieces[1:])
+    with client.chat.completions.stream(**asked) as stream:
+        told = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        (gathered,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert len(told) > 2 and gathered.function.arguments == call.function.arguments
     # what was called and what it gave can be told
     turns = [*ASK, whole.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "4"}]
     again = client.chat.completions.create(model="tiny", messages=turns, max_tokens=3, tools=[TOOL])
@@ -208,8 +215,11 @@ def test_a_response_calls_tools(client: openai.OpenAI) -> None:
     found = client.responses.create(**asked, parallel_tool_calls=False)
     (call,) = [item for item in found.output if item.type == "function_call"]
     assert call.name == "count_legs" and json.loads(call.arguments)["legs"] in (2, 4)
-    kinds = [event.type for event in client.responses.create(**asked, parallel_tool_calls=False, stream=True)]
+    events = list(client.responses.create(**asked, parallel_tool_calls=False, stream=True))
+    kinds = [event.type for event in events]
     assert "response.function_call_arguments.done" in kinds and kinds[-1] == "response.completed"
+    pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == call.arguments and len(pieces) > 2
 
 
 @pytest.fixture(scope="module")

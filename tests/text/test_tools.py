@@ -2,11 +2,13 @@
 
 import json
 import random
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from plait.text.chat import CHATML
-from plait.text.tools import FORMATS, ToolStream, format_of, marks_of_tools, parameters_of
+from plait.text.tools import FORMATS, ToolCall, ToolStream, format_of, marks_of_tools, parameters_of
 
 TOOLS = [
     {
@@ -25,6 +27,9 @@ TOOLS = [
 ZURICH = {"city": "Zürich </tool", "days": 3}
 CALL = json.dumps({"name": "weather", "arguments": ZURICH}, ensure_ascii=False)
 NOW = '{"name": "now", "arguments": {}}'
+TURNED = '{"arguments": {}, "name": "now"}'
+MORE = CALL[:-1] + ', "id": {"name": 1}}'
+QUOTED = ("now", {"a": '}"{', "b": [{}]})
 LLAMA = CALL.replace("arguments", "parameters")
 TAGS = (
     "\n<function=weather>\n<parameter=city>\nZürich </tool\n</parameter>\n"
@@ -35,8 +40,14 @@ TAGS = (
 def parsed(name: str, pieces: list[str]) -> tuple[str, list[tuple[str, object]]]:
     stream = ToolStream(FORMATS[name], TOOLS)
     parts = [*(stream.add(piece) for piece in pieces), stream.finish()]
-    calls = [call for _, some in parts for call in some]
-    assert [call.index for call in calls] == list(range(len(calls))) and stream.n_calls == len(calls)
+    calls: list[ToolCall] = []
+    for piece in (piece for _, some in parts for piece in some):
+        if piece.name:
+            assert piece.index == len(calls)
+            calls.append(piece)
+        else:
+            assert piece.index == len(calls) - 1 and not piece.id
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.arguments)
     assert len({call.id for call in calls}) == len(calls)
     return "".join(said for said, _ in parts), [(call.name, json.loads(call.arguments)) for call in calls]
 
@@ -58,7 +69,14 @@ both = [("weather", ZURICH), ("now", {})]
         ("hermes", "a < b <tool", None, []),
         ("hermes", "no calls \n ", None, []),
         ("toolcall", f"Sure.\n<TOOLCALL>[{CALL}, {NOW}]</TOOLCALL>\n", "Sure.", both),
-        ("toolcall", f"<TOOLCALL>[{CALL}, {{]</TOOLCALL>", None, []),
+        ("toolcall", f"<TOOLCALL>[{{, {CALL}]</TOOLCALL>", None, []),
+        # what has come out early cannot be taken back
+        ("toolcall", f"<TOOLCALL>[{CALL}, {{]</TOOLCALL>.", ".", both[:1]),
+        ("toolcall", f"<TOOLCALL>[{TURNED}, {CALL}]</TOOLCALL>", "", both[::-1]),
+        ("toolcall", f"<TOOLCALL>{CALL}</TOOLCALL><TOOLCALL>[{MORE}, {NOW}]</TOOLCALL>", "", [*both[:1], *both]),
+        ("toolcall", '<TOOLCALL>{"name": "rm", "arguments": ' + NOW + "}</TOOLCALL>", None, []),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "}\\"{", "b": [{}]}}</tool_call>', "", [QUOTED]),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {}</tool_call>', "", both[1:]),
         ("toolcall", "<TOOLCALL>[]</TOOLCALL>", None, []),
         ("mistral", f"[TOOL_CALLS][{CALL}]", "", both[:1]),
         ("mistral", "[TOOL_CALLS] nothing", None, []),
@@ -68,6 +86,7 @@ both = [("weather", ZURICH), ("now", {})]
         ("llama", LLAMA, "", both[:1]),
         ("llama", f"<|python_tag|>{LLAMA}; {NOW}", "", both),
         ("llama", '{"an": "answer"}', None, []),
+        ("llama", f"see {LLAMA}", None, []),
         ("llama", "in words", None, []),
         ("llama", "", "", []),
     ],
@@ -85,9 +104,54 @@ def test_a_call_comes_out_when_it_ends_and_words_as_soon_as_they_are_none() -> N
     stream = ToolStream(FORMATS["hermes"], TOOLS)
     assert stream.add("Let me <") == ("Let me", [])
     assert stream.add("b> ") == (" <b>", [])
-    assert stream.add("<tool_call>" + NOW) == ("", [])
+    assert stream.add("<tool_call>" + TURNED) == ("", [])
     assert [call.name for call in stream.add("</tool_call>")[1]] == ["now"]
     assert stream.add("<tool_call>x</tool_call>y") == ("<tool_call>x</tool_call>y", [])
+
+
+def test_arguments_come_out_while_they_are_written() -> None:
+    stream = ToolStream(FORMATS["hermes"], TOOLS)
+    assert stream.add('<tool_call>{"name": "weather", "arguments": ') == ("", [])
+    begun, more = stream.add('{"city": "Z')[1]
+    assert (begun.index, begun.name, begun.arguments) == (0, "weather", "") and begun.id
+    assert (more.index, more.id, more.name, more.arguments) == (0, "", "", '{"city": "Z')
+    # this could be the end of the call
+    assert stream.add("</tool") == ("", [])
+    assert [call.arguments for call in stream.add('"}')[1]] == ['</tool"}']
+    assert stream.add(" }\n</tool_call>") == ("", [])
+
+
+class Counted(str):
+    """A text that counts how many of its characters are looked at."""
+
+    looked = 0
+
+    def index(self, sub, start=0, end=None) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        at = self.find(sub, start)
+        self.looked += (len(self) if at < 0 else at + len(sub)) - start
+        if at < 0:
+            raise ValueError("not there")
+        return at
+
+    def startswith(self, prefix, start=0, end=None) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.looked += len(prefix)
+        return super().startswith(prefix, start)
+
+    def __getitem__(self, at) -> str:
+        self.looked += len(range(*at.indices(len(self)))) if isinstance(at, slice) else 1
+        return super().__getitem__(at)
+
+
+@pytest.mark.parametrize(
+    "part", ["<parameter=x>1</parameter>", "<parameter=x>", "<parameter=", "</function>", "\n<parameter=x>\n\n"]
+)
+def test_tags_are_read_in_time_that_grows_with_their_length(part: str) -> None:
+    stream = ToolStream(FORMATS["tags"], TOOLS)
+    for n in (100, 1000):
+        body = Counted("<function=now>" + n * part)
+        with suppress(ValueError):
+            stream._tagged(body)
+        assert 20 < body.looked < 6 * len(body)
 
 
 def test_the_format_is_read_off_the_template() -> None:

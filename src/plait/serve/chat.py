@@ -1,7 +1,7 @@
 """Answers of /v1/chat/completions: one object, or chunks of it."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plait.engine.request import FinishReason, Logprob
 from plait.engine.sequence import Delta
@@ -28,7 +28,7 @@ class Answer:
     reason: str | None = None
 
     def add(self, delta: Delta) -> tuple[str, list[ToolCall]]:
-        """Take a piece; returns what of its text is content, and the calls that it completes."""
+        """Take a piece; returns what of its text is content, and what is new of calls."""
         text, calls = delta.text, []
         if self.parted is not None:
             text, calls = self.parted.add(delta.text)
@@ -37,7 +37,12 @@ class Answer:
                 text, calls = text + rest, [*calls, *more]
         self.content += text
         self.reasoning += delta.reasoning
-        self.calls += calls
+        for call in calls:
+            if call.name:
+                self.calls.append(call)
+            else:
+                whole = self.calls[-1]
+                self.calls[-1] = replace(whole, arguments=whole.arguments + call.arguments)
         self.logprobs += [found for found in delta.logprobs or () if isinstance(found, Logprob)]
         if delta.finish_reason is not None:
             self.reason = "length" if delta.finish_reason is FinishReason.LENGTH else "stop"
@@ -81,7 +86,10 @@ class ChatForm:
         if text:
             said["content"] = text
         if calls:
-            said["tool_calls"] = [{"index": call.index} | _called(call) for call in calls]
+            said["tool_calls"] = [
+                {"index": call.index} | (_called(call) if call.name else {"function": {"arguments": call.arguments}})
+                for call in calls
+            ]
         if not said and delta.finish_reason is None and not delta.logprobs:
             return []
         found = [each for each in delta.logprobs or () if isinstance(each, Logprob)]

@@ -212,12 +212,15 @@ class ResponseForm:
         self._tally.add(prompt, delta.index, delta.usage)
         events = self._write("reasoning", delta.reasoning) + self._write("message", text)
         for call in calls:
-            events += self._close()
-            self._order.append(("function_call", call.index))
-            at = len(self._order) - 1
-            events.append(self._event("response.output_item.added", output_index=at, item=self._item(at, True)))
-            where = {"item_id": f"fc_{self._id}_{call.index}", "output_index": at}
-            events.append(self._event("response.function_call_arguments.delta", **where, delta=call.arguments))
+            if call.name:
+                events += self._close()
+                self._order.append(("function_call", call.index))
+                at = len(self._order) - 1
+                events.append(self._event("response.output_item.added", output_index=at, item=self._item(at, True)))
+            if call.arguments:
+                at = self._order.index(("function_call", call.index))
+                where = {"item_id": f"fc_{self._id}_{call.index}", "output_index": at}
+                events.append(self._event("response.function_call_arguments.delta", **where, delta=call.arguments))
         return events
 
     def spoken(self) -> dict[str, object]:

@@ -7,8 +7,9 @@
     Mistral            [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]
     Llama              {"name": ..., "parameters": {...}}, all of the answer
 
-A call comes out whole, as soon as it has ended: what turns out to be none, because it is cut off, no JSON, or names a
-function that was not offered, is given back as text.
+A call comes out whole, as soon as it has ended, or piece by piece where it is JSON and begins with its name. What turns
+out to be none, because it is cut off, no JSON, or names a function that was not offered, is given back as text; a call
+that has begun to come out stays as the model has written it.
 """
 
 import json
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from plait.text.arguments import Arguments
 from plait.text.reasoning import overlap
 
 Tool = Mapping[str, object]
@@ -60,12 +62,12 @@ _PREFIX = "<|python_tag|>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One call. arguments: JSON text of an object."""
+    """One call or its beginning, or, without id and name, more of the last one's arguments: JSON text of an object."""
 
     index: int
-    id: str
-    name: str
-    arguments: str
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 def format_of(template: str) -> ToolFormat | None:
@@ -106,74 +108,87 @@ class ToolStream:
         """
         self._form, self._parameters = form, parameters_of(tools)
         self._held = ""
-        self._inside = False
+        self._body: list[str] | None = None
+        """What stands between the marks so far, None outside of them."""
+        self._early = Arguments((), "")
         self._n = 0
-
-    @property
-    def n_calls(self) -> int:
-        """Calls so far."""
-        return self._n
+        self._has_spoken = False
 
     def add(self, text: str) -> tuple[str, list[ToolCall]]:
-        """Take the next piece; return the text that is certain now, and calls that have ended."""
+        """Take the next piece; return the text that is certain now, and what is new of calls."""
         self._held += text
         said, calls = "", []
         while True:
-            if not self._inside:
-                piece, self._inside = self._outside()
-                said += piece
-            if not self._inside or not self._form.close or self._form.close not in self._held:
+            if self._body is None:
+                said += self._outside()
+            if self._body is None:
                 return said, calls
-            body, _, self._held = self._held.partition(self._form.close)
-            self._inside = False
-            new = self._calls(body)
-            if new is None:
-                said += self._form.open + body + self._form.close
-            calls += new or []
+            before, closed, after = self._held, "", ""
+            if self._form.close:
+                before, closed, after = self._held.partition(self._form.close)
+            if not closed:
+                keep = overlap(before, self._form.close)
+                before, after = before[: len(before) - keep], before[len(before) - keep :]
+            self._held = after
+            calls += self._inside(before)
+            if not closed:
+                return said, calls
+            rest, more = self._ended(closed)
+            said, calls = said + rest, calls + more
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The answer has ended: an open call may be whole all the same."""
         rest, self._held = self._held, ""
-        if not self._inside:
+        if self._body is None:
             return ("" if self._n else rest), []
-        calls = self._calls(rest)
-        return ("", calls) if calls is not None else (self._form.open + rest, [])
+        calls = self._inside(rest)
+        said, more = self._ended("")
+        return said, calls + more
 
-    def _outside(self) -> tuple[str, bool]:
-        """Text that is said, up to where a call begins; whether it does."""
+    def _outside(self) -> str:
+        """Text that is said, up to where a call begins."""
         mark = self._form.open
-        if not mark:
-            begun = self._held.lstrip()
-            if begun.startswith(("{", _PREFIX)):
-                return "", True
-            if not begun or _PREFIX.startswith(begun):
-                return "", False
-            said, self._held = self._held, ""
-            return said, False
-        before, found, after = self._held.partition(mark)
+        if mark:
+            said, found, rest = self._held.partition(mark)
+            # white space before a call belongs to nobody
+            said = said[: len(said) - (0 if found else overlap(said, mark))].rstrip()
+        else:
+            begun = "" if self._has_spoken else self._held.lstrip()
+            found, rest = begun.startswith(("{", _PREFIX)), self._held
+            waits = found or (not self._has_spoken and _PREFIX.startswith(begun))
+            said = "" if waits else self._held
+        self._held = rest if found else self._held[len(said) :]
+        self._has_spoken |= bool(said)
         if found:
-            self._held = after
-            return before.rstrip(), True
-        # white space before a call belongs to nobody
-        keep = overlap(before, mark)
-        said = before[: len(before) - keep].rstrip()
-        self._held = before[len(said) :]
-        return said, False
+            names = () if self._form.inner == "tags" else self._parameters
+            self._body, self._early = [], Arguments(names, self._form.arguments)
+        return said
 
-    def _calls(self, body: str) -> list[ToolCall] | None:
-        """The calls in a body, None if it is none."""
+    def _inside(self, text: str) -> list[ToolCall]:
+        """Take a piece of a body; what is certain of its calls already."""
+        assert self._body is not None
+        self._body.append(text)
+        return [
+            self._begin(name) if name else ToolCall(index=self._n - 1, arguments=more)
+            for name, more in self._early.add(text)
+        ]
+
+    def _begin(self, name: str, arguments: str = "") -> ToolCall:
+        self._n += 1
+        return ToolCall(index=self._n - 1, id=f"call_{secrets.token_hex(12)}", name=name, arguments=arguments)
+
+    def _ended(self, close: str) -> tuple[str, list[ToolCall]]:
+        """Text and calls of the body that has ended, but for calls that came out early."""
+        assert self._body is not None
+        body, self._body = "".join(self._body), None
         try:
             pairs = self._tagged(body) if self._form.inner == "tags" else self._listed(body)
         except (ValueError, RecursionError):
-            return None
+            pairs = []
         if not pairs or any(name not in self._parameters for name, _ in pairs):
-            return None
-        calls = []
-        for name, arguments in pairs:
-            text = json.dumps(arguments, ensure_ascii=False)
-            calls.append(ToolCall(index=self._n, id=f"call_{secrets.token_hex(12)}", name=name, arguments=text))
-            self._n += 1
-        return calls
+            return "" if self._early.n else self._form.open + body + close, []
+        late = pairs[self._early.n :]
+        return "", [self._begin(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in late]
 
     def _listed(self, body: str) -> list[tuple[str, object]]:
         text = body.strip().removeprefix(_PREFIX)
@@ -192,16 +207,36 @@ class ToolStream:
         return found
 
     def _tagged(self, body: str) -> list[tuple[str, object]]:
-        whole = re.fullmatch(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", body, re.DOTALL)
-        if whole is None:
-            raise ValueError("no call")
-        name, inner = whole[1].strip(), whole[2]
-        found = re.findall(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", inner, re.DOTALL)
-        if re.sub(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", "", inner, flags=re.DOTALL).strip():
-            raise ValueError("no call")
+        name, at = _tag(body, "<function=", 0)
         properties = self._parameters.get(name, {}).get("properties")
         types = properties if isinstance(properties, Mapping) else {}
-        return [(name, {key.strip(): _value(text, types.get(key.strip())) for key, text in found})]
+        arguments = {}
+        while (at := _blank(body, at)) < len(body) and not body.startswith("</function>", at):
+            key, at = _tag(body, "<parameter=", at)
+            # the first that does not end is the last that is looked at
+            end = body.index("</parameter>", at)
+            value = body[at:end].removeprefix("\n").removesuffix("\n")
+            arguments[key], at = _value(value, types.get(key)), end + len("</parameter>")
+        if _blank(body, min(at + len("</function>"), len(body))) < len(body):
+            raise ValueError("no call")
+        return [(name, arguments)]
+
+
+def _blank(text: str, at: int) -> int:
+    """Where white space ends that begins there."""
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
+def _tag(text: str, mark: str, at: int) -> tuple[str, int]:
+    """The name in a tag that stands there, after white space, and where the tag ends; ValueError if there is none."""
+    at = _blank(text, at)
+    end = text.index(">", at)
+    name = text[at + len(mark) : end]
+    if not text.startswith(mark, at) or not name or "\n" in name:
+        raise ValueError("no call")
+    return name.strip(), end + 1
 
 
 def _value(text: str, schema: object) -> object:
