@@ -1,7 +1,9 @@
 """What the running batch promises: admission, sharing, bits, bytes, order, and ends, one by one."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,6 +164,66 @@ def test_snapshots_stay_within_their_bytes_and_give_way_to_requests(tiny: Tiny) 
     # all eight pages are wanted
     engine.submit(Request(prompt_ids=ids(8 * PAGE - 10, seed=99), sampling=GREEDY))
     assert len(answer(next(iter(run(engine).values())))) == 8
+
+
+def test_what_lies_beside_the_pools_is_told(tiny: Tiny) -> None:
+    model = tiny()
+    engine = Engine(model, limits=Limits(guesses=2, piece=32), draft=tiny())
+    core = engine.core
+    engine.submit(Request(prompt_ids=ids(70), sampling=GREEDY))
+    run(engine)
+    # shortly before the end of the prompt, and at the end of the answer
+    assert engine.load().prefix_entries == 2
+    assert engine.load().beside_bytes == 2 * core.pool.slot_bytes
+    handle = engine.submit(Request(prompt_ids=ids(9), sampling=GREEDY, n=2))
+    while handle.origin is None:
+        engine.step()
+    assert engine.load().beside_bytes == 3 * core.pool.slot_bytes
+    engine.step()
+    engine.step()
+    before = engine.load().beside_bytes
+    # the guesser has a state for each, and keys of what it has read
+    most = sum(core.pool.bytes_of(len(s.ids)) for s in handle.sequences)
+    assert 4 * core.pool.slot_bytes < before < 2 * core.pool.slot_bytes + most
+    lease = handle.sequences[1].lease
+    assert lease is not None
+    n_bytes = core.pool.bytes_of(lease.n_tokens)
+    core.scheduler.set_aside(handle.sequences[1])
+    assert engine.load().beside_bytes == before + n_bytes
+
+
+def test_a_prompt_that_waits_is_hashed_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def counted(data: bytes, digest_size: int):
+        hashed.append(len(data))
+        return hashlib.blake2b(data, digest_size=digest_size)
+
+    engine = sized(tiny("*-"), slots=2, pages=8, prefix_bytes=1 << 30)
+    engine.submit(Request(prompt_ids=ids(3 * PAGE), sampling=replace(GREEDY, max_tokens=30)))
+    engine.step()
+    monkeypatch.setattr("plait.engine.prefix.hashlib", SimpleNamespace(blake2b=counted))
+    engine.submit(Request(prompt_ids=ids(6 * PAGE), sampling=GREEDY))
+    for _ in range(20):
+        engine.step()
+    assert engine.load().waiting == 1
+    run(engine)
+    # its own six pages, and none of the other's anew
+    assert len(hashed) == 6
+
+
+def test_answers_whose_shared_prompt_was_given_up_do_not_wait_for_the_first_to_end(tiny: Tiny) -> None:
+    engine = Engine(tiny(), limits=Limits(prefix_bytes=0))
+    sampling = replace(GREEDY, max_tokens=40)
+    handle = engine.submit(Request(prompt_ids=ids(70), sampling=sampling, n=3))
+    while handle.origin is None:
+        engine.step()
+    handle.leave_origin(engine.core.pool)
+    engine.step()
+    engine.step()
+    assert all(s.row.ids for s in handle.sequences)
+    run(engine)
+    assert len({tuple(s.row.ids) for s in handle.sequences}) == 1
 
 
 def test_snapshots_are_not_given_up_for_a_prompt_that_does_not_fit_all_the_same(tiny: Tiny) -> None:

@@ -76,7 +76,9 @@ class Inputs:
     max_body: str = arg(default="4MiB", help="size of a request")
     timeout: float = arg(default=600.0, help="seconds for one request, waiting included")
     drain: float = arg(default=60.0, help="seconds for requests to end after a signal to stop")
-    cache: str = arg(default="1GiB", help="memory for states, keys and values, and known prefixes")
+    cache: str = arg(
+        default="1GiB", help="memory for states, keys and values; copies beside it may take 1.25 times as much"
+    )
     state: Literal["fp32", "bf16", "fp16-sr", "int8-sr"] = arg(default="fp32", help="numbers in which states are kept")
     kv: Literal["auto", "bf16", "fp8", "int8"] = arg(default="auto", help="numbers in which keys and values are kept")
     guesses: int = arg(default=0, help="coming tokens that are guessed and checked per step (speculation); 0 is none")

@@ -41,8 +41,9 @@ MakeRow = Callable[[Request, int], Row]
 class Limits:
     """How much memory and work an engine takes.
 
-    cache_bytes: for states, keys and values of all sequences. prefix_bytes: what of it snapshots may keep, 0 for none,
-    None for a quarter. saved_bytes: beside it, for copies of sequences that are set aside, None for as much again.
+    cache_bytes: for states, keys and values of all sequences. prefix_bytes: what snapshots may keep, 0 for none, None
+    for a quarter of it; their pages lie in it, copies of states beside it. saved_bytes: beside it, for copies of
+    sequences that are set aside, None for as much again. Caches of a smaller model that guesses lie beside it too.
     max_running: sequences in the batch. piece: tokens of a prompt per forward. step_tokens: tokens per step.
     guesses: of coming tokens that are looked at per step over all sequences (speculation); each needs a state beside.
     state, kv: numbers in which states, and keys and values, are kept, see plait.model.kept; on a processor fp32 and
@@ -140,7 +141,10 @@ class Core:
     def load(self) -> Load:
         """Counters."""
         s, (slots, all_slots), (pages, all_pages) = self.scheduler, self.pool.n_slots, self.pool.n_pages
-        hits = self.prefixes.hits
+        hits, sequences = self.prefixes.hits, self.sequences()
+        # others may ask while a step is under way: what is there at one look may be gone at the next
+        parting = {id(o): o.snapshot.n_bytes for q in sequences if (o := q.handle.origin) is not None}
+        beside = self.prefixes.state_bytes + sum(parting.values()) + sum(q.beside_bytes for q in sequences)
         return Load(
             running=len(s.running),
             waiting=len(s.waiting),
@@ -151,6 +155,7 @@ class Core:
             pages_total=all_pages,
             page_tokens=PAGE,
             cache_bytes=(all_slots + len(self.pool.spare)) * self.pool.slot_bytes + all_pages * self.pool.page_bytes,
+            beside_bytes=beside,
             steps=s.steps,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated,
@@ -260,7 +265,7 @@ class Core:
         self.pool.note(lease, piece.last)
         self._prompt_tokens += len(ids)
         if piece.last in sequence.marks:
-            self.prefixes.add(sequence.ids, self.pool.snapshot(lease))
+            self.prefixes.add(sequence.beginnings, self.pool.snapshot(lease))
         handle = sequence.handle
         if is_last and not sequence.row.ids and handle.origin is None and len(handle.sequences) > 1:
             handle.origin = Origin(self.pool.snapshot(lease), logits)
@@ -318,7 +323,7 @@ class Core:
                 handle.session = Session(() if handle.request.session is None else handle.request.session.messages)
                 handle.session.ids, handle.session.cache = sequence.ids[: lease.n_tokens], self.pool.save(lease)
             if self.prefixes.limit and sequence.row.ids and not failed:
-                self.prefixes.add(sequence.ids, self.pool.snapshot(lease))
+                self.prefixes.add(sequence.beginnings, self.pool.snapshot(lease))
         self.scheduler.remove(sequence)
         self._ended.append(sequence)
         self._finished += 1

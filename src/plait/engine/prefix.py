@@ -16,7 +16,7 @@ Numbers  prompts are compared by the BLAKE2b digest of their pages, 16 bytes, ch
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from plait.engine.pool import Pool, Snapshot
@@ -38,6 +38,22 @@ class Hits:
     tokens: int = 0
 
 
+class Beginnings:
+    """All beginnings of a sequence by whole pages: ids that grow at their end, and a digest of each, made once."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+        self._digests = [b""]
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """For 0, 1, ... whole pages: tokens and digest of what comes before."""
+        for n in range(0, len(self.ids) + 1, PAGE):
+            if n == len(self._digests) * PAGE:
+                page = self._digests[-1] + array("q", self.ids[n - PAGE : n]).tobytes()
+                self._digests.append(hashlib.blake2b(page, digest_size=16).digest())
+            yield n, self._digests[n // PAGE]
+
+
 class Prefixes:
     """Snapshots by what they are of, within a budget of bytes."""
 
@@ -49,7 +65,8 @@ class Prefixes:
         self._tails: dict[bytes, dict[int, int]] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._pages: dict[int, int] = {}
-        self._held_bytes = 0
+        self.state_bytes = 0
+        """of copies of states, which lie beside the pool"""
 
     def __len__(self) -> int:
         return len(self._snapshots)
@@ -57,16 +74,16 @@ class Prefixes:
     @property
     def n_bytes(self) -> int:
         """Bytes of states and pages."""
-        return self._held_bytes + len(self._pages) * self.pool.page_bytes
+        return self.state_bytes + len(self._pages) * self.pool.page_bytes
 
     def snapshots(self) -> list[Snapshot]:
         """All of them."""
         return list(self._snapshots.values())
 
-    def find(self, ids: Sequence[int]) -> Snapshot | None:
+    def find(self, told: Beginnings) -> Snapshot | None:
         """The longest snapshot that is a beginning of these ids, but not all of them."""
-        best = None
-        for n, digest in _digests(ids):
+        best, ids = None, told.ids
+        for n, digest in told:
             for length in self._tails.get(digest, ()):
                 key = digest, tuple(ids[n : n + length])
                 if n + length < len(ids) and key in self._snapshots:
@@ -83,10 +100,10 @@ class Prefixes:
         self.hits.misses += n_tokens == 0
         self.hits.tokens += n_tokens
 
-    def shared(self, ids: Sequence[int]) -> int:
+    def shared(self, told: Beginnings) -> int:
         """How many of a prompt's first tokens, in whole pages, some earlier prompt had too; this one is remembered."""
         known, n_shared = True, 0
-        for n, digest in _digests(ids):
+        for n, digest in told:
             known = known and (n == 0 or digest in self._seen)
             if known:
                 n_shared = n
@@ -97,10 +114,10 @@ class Prefixes:
             self._seen.popitem(last=False)
         return n_shared
 
-    def add(self, ids: Sequence[int], snapshot: Snapshot) -> None:
+    def add(self, told: Beginnings, snapshot: Snapshot) -> None:
         """Keep a snapshot of a sequence of these ids; it is dropped by and by, or at once where it is known already."""
         n = snapshot.n_tokens // PAGE * PAGE
-        key = next(d for at, d in _digests(ids) if at == n), tuple(ids[n : snapshot.n_tokens])
+        key = next(d for at, d in told if at == n), tuple(told.ids[n : snapshot.n_tokens])
         if not self.limit or key in self._snapshots:
             self.pool.drop(snapshot)
             return
@@ -109,7 +126,7 @@ class Prefixes:
         tails[len(key[1])] = tails.get(len(key[1]), 0) + 1
         for page in snapshot.pages:
             self._pages[page] = self._pages.get(page, 0) + 1
-        self._held_bytes += snapshot.n_bytes
+        self.state_bytes += snapshot.n_bytes
         while self.n_bytes > self.limit and self.forget():
             pass
 
@@ -132,15 +149,6 @@ class Prefixes:
             self._pages[page] -= 1
             if not self._pages[page]:
                 del self._pages[page]
-        self._held_bytes -= snapshot.n_bytes
+        self.state_bytes -= snapshot.n_bytes
         self.pool.drop(snapshot)
         return True
-
-
-def _digests(ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """For 0, 1, ... whole pages: tokens and digest of what comes before."""
-    digest = b""
-    yield 0, digest
-    for n in range(PAGE, len(ids) + 1, PAGE):
-        digest = hashlib.blake2b(digest + array("q", ids[n - PAGE : n]).tobytes(), digest_size=16).digest()
-        yield n, digest

@@ -182,10 +182,11 @@ class Load:
     """How busy an engine is, and counters since it began.
 
     running, waiting, preempted: sequences in the batch, before their first token, and set aside. slots, pages: of
-    state and of keys and values, in use; *_total: there are. cache_bytes: memory of both. peak_wait_steps: the most
-    steps that a request waited while others ran. The rest counts: steps; prompt tokens computed; tokens made; requests
-    finished; preemptions; and of the prefix cache hits, misses, prompt tokens not computed, snapshots and their bytes;
-    guessed tokens, and those of them that were right.
+    state and of keys and values, in use; *_total: there are. cache_bytes: memory of both; beside_bytes: what lies
+    outside of them, see plait.engine.core.Limits. peak_wait_steps: the most steps that a request waited while others
+    ran. The rest counts: steps; prompt tokens computed; tokens made; requests finished; preemptions; and of the prefix
+    cache hits, misses, prompt tokens not computed, snapshots and their bytes, of states and of pages; guessed tokens,
+    and those of them that were right.
     """
 
     running: int = 0
@@ -197,6 +198,7 @@ class Load:
     pages_total: int = 0
     page_tokens: int = 0
     cache_bytes: int = 0
+    beside_bytes: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -72,6 +72,11 @@ class Row:
         if self._guessed and n_guessed and self._drafter is not None:
             self._drafter.judge(n_guessed, n_right)
 
+    @property
+    def draft_bytes(self) -> int:
+        """Of caches that its guesser keeps."""
+        return 0 if self._drafter is None else self._drafter.n_bytes()
+
     def accept(self, token_id: int) -> None:
         """Take the next token: it may add text, and may finish the sequence."""
         if self.draw.failure is not None:

@@ -127,7 +127,7 @@ class Scheduler:
 
     def _open_prompt(self, sequence: Sequence, room: int) -> bool:
         ids = sequence.ids
-        snapshot = self.prefixes.find(ids)
+        snapshot = self.prefixes.find(sequence.beginnings)
         sequence.lease = self.pool.open(room, snapshot)
         if sequence.lease is None:
             return False
@@ -136,7 +136,7 @@ class Scheduler:
             begun = sequence.lease.n_tokens
             self.prefixes.count(begun)
             sequence.row.n_cached = begun
-            whole = (self.prefixes.shared(ids), len(ids) - 1)
+            whole = (self.prefixes.shared(sequence.beginnings), len(ids) - 1)
             sequence.marks = {n for n in (end // self.piece * self.piece for end in whole) if n > begun}
         return True
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from plait.engine.pool import Lease, Pool, Snapshot
+from plait.engine.prefix import Beginnings
 from plait.engine.request import FinishReason, Logprob, Request, Usage
 from plait.engine.runner import Row
 from plait.engine.session import Session
@@ -76,6 +77,7 @@ class Sequence:
         self.handle, self.index, self.row, self.arrival = handle, index, row, arrival
         self.ids = list(row.prompt)
         """all of its tokens, those of the prompt first"""
+        self.beginnings = Beginnings(self.ids)
         self.lease: Lease | None = None
         self.saved: Cache | None = None
         """its memory, while it is set aside"""
@@ -93,9 +95,16 @@ class Sequence:
         """Whether all of its tokens have been fed, but the last one drawn."""
         return bool(self.row.ids) and self.lease is not None and self.lease.n_tokens == len(self.ids) - 1
 
+    @property
+    def beside_bytes(self) -> int:
+        """Of memory that is not the pool's: its own while it is set aside, and its guesser's."""
+        saved = self.saved
+        return self.row.draft_bytes + (0 if saved is None else saved.n_bytes())
+
     def is_ready(self) -> bool:
         """Whether it can begin: the first answer of its request has read the prompt, or never will."""
-        return not self.index or self.handle.origin is not None or self.handle.sequences[0].row.reason is not None
+        first = self.handle.sequences[0].row
+        return not self.index or self.handle.origin is not None or bool(first.ids) or first.reason is not None
 
     def accept(self, token_id: int) -> None:
         """Take the next token."""

@@ -41,6 +41,10 @@ class Drafter(Protocol):
         """How many of the last guesses were right."""
         ...
 
+    def n_bytes(self) -> int:
+        """Of caches that it keeps."""
+        ...
+
 
 class Lookup:
     """What followed the last tokens when they stood in the text before.
@@ -75,6 +79,10 @@ class Lookup:
         """As Drafter."""
         self._n_wanted = min(2 * self._n_wanted, 64) if n_right == n_proposed else max(n_right, 1)
         self._least = self._sizes[-1] if n_right else min(self._least + 1, self._sizes[0])
+
+    def n_bytes(self) -> int:
+        """As Drafter."""
+        return 0
 
     @staticmethod
     def _from(ids: Sequence[int], at: int, n: int) -> list[int]:
@@ -121,6 +129,11 @@ class SmallModel:
 
     def judge(self, n_proposed: int, n_right: int) -> None:
         """As Drafter."""
+
+    def n_bytes(self) -> int:
+        """As Drafter."""
+        cache = self._cache
+        return 0 if cache is None else cache.n_bytes()
 
     def _read(self, ids: list[int]) -> Tensor:
         # the first time it is the whole prompt: in pieces its memory is bounded

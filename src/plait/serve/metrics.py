@@ -27,8 +27,12 @@ _GAUGES = {
     "pages": ("plait_kv_pages_used", "pages of attention keys and values in use"),
     "pages_total": ("plait_kv_pages", "pages of attention keys and values"),
     "cache_bytes": ("plait_cache_bytes", "memory of both pools"),
+    "beside_bytes": (
+        "plait_cache_beside_bytes",
+        "memory outside of them: states of prefixes, answers set aside, a smaller model's caches",
+    ),
     "prefix_entries": ("plait_prefix_snapshots", "prefixes kept"),
-    "prefix_bytes": ("plait_prefix_bytes", "memory of kept prefixes"),
+    "prefix_bytes": ("plait_prefix_bytes", "memory of kept prefixes: pages in the pool, states outside of it"),
 }
 _COUNTERS = {
     "steps": ("plait_engine_steps", "steps of the engine"),
