@@ -14,7 +14,7 @@ from plait.engine.tool_choice import of_tools
 from plait.text.bpe import SPECIAL_TOKENS, train_bpe
 from plait.text.reasoning import MarkStream
 from plait.text.tokenizer import Tokenizer, continuation
-from plait.text.tools import FORMATS, Tool, ToolStream, parameters_of
+from plait.text.tools import FORMATS, Tool, ToolCall, ToolStream, gather, parameters_of
 
 N_IDS = 400
 WORDS = 'the quick "brown": fox, {"name": [1, 2.5, true, null]} <parameter=city>\nfunction</parameter>\n ' * 3
@@ -57,17 +57,19 @@ def test_the_answer_is_calls_and_nothing_else(tokenizer: Tokenizer, form, name: 
         shown = MarkStream(tokenizer, (form.open, form.close))
         stream = ToolStream(form, tools)
         generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
-        said, calls = "", []
+        said, calls = "", list[ToolCall]()
         for _ in range(600):
             (token_id,) = sample(torch.randn(1, N_IDS, generator=generator), [draw])
             assert draw.failure is None
             draw.note(token_id)
             ended = token_id in ends or draw.done
             text, new = stream.add("" if token_id in ends else shown.add(token_id))
-            said, calls = said + text, calls + new
+            said += text
+            gather(calls, new)
             if ended:
                 text, new = stream.finish()
-                said, calls = said + text, calls + new
+                said += text
+                gather(calls, new)
                 n_ended += 1
                 break
         else:

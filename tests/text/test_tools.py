@@ -3,12 +3,11 @@
 import json
 import random
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 
 from plait.text.chat import CHATML
-from plait.text.tools import FORMATS, ToolCall, ToolStream, format_of, marks_of_tools, parameters_of
+from plait.text.tools import FORMATS, ToolCall, ToolStream, format_of, gather, marks_of_tools, parameters_of
 
 TOOLS = [
     {
@@ -42,12 +41,8 @@ def parsed(name: str, pieces: list[str]) -> tuple[str, list[tuple[str, object]]]
     parts = [*(stream.add(piece) for piece in pieces), stream.finish()]
     calls: list[ToolCall] = []
     for piece in (piece for _, some in parts for piece in some):
-        if piece.name:
-            assert piece.index == len(calls)
-            calls.append(piece)
-        else:
-            assert piece.index == len(calls) - 1 and not piece.id
-            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.arguments)
+        gather(calls, [piece])
+        assert piece.index == len(calls) - 1 and bool(piece.id) == bool(piece.name)
     assert len({call.id for call in calls}) == len(calls)
     return "".join(said for said, _ in parts), [(call.name, json.loads(call.arguments)) for call in calls]
 

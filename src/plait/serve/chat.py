@@ -1,7 +1,7 @@
 """Answers of /v1/chat/completions: one object, or chunks of it."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from plait.engine.request import FinishReason, Logprob
 from plait.engine.sequence import Delta
@@ -13,7 +13,7 @@ from plait.serve.served import Served
 from plait.serve.spelling import chat_logprob
 from plait.serve.usage import Tally
 from plait.text.chat import CHATML
-from plait.text.tools import ToolCall, ToolStream, format_of
+from plait.text.tools import ToolCall, ToolStream, format_of, gather
 
 
 @dataclass(slots=True)
@@ -37,12 +37,7 @@ class Answer:
                 text, calls = text + rest, [*calls, *more]
         self.content += text
         self.reasoning += delta.reasoning
-        for call in calls:
-            if call.name:
-                self.calls.append(call)
-            else:
-                whole = self.calls[-1]
-                self.calls[-1] = replace(whole, arguments=whole.arguments + call.arguments)
+        gather(self.calls, calls)
         self.logprobs += [found for found in delta.logprobs or () if isinstance(found, Logprob)]
         if delta.finish_reason is not None:
             self.reason = "length" if delta.finish_reason is FinishReason.LENGTH else "stop"

@@ -15,8 +15,8 @@ that has begun to come out stays as the model has written it.
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plait.text.arguments import Arguments
@@ -68,6 +68,15 @@ class ToolCall:
     id: str = ""
     name: str = ""
     arguments: str = ""
+
+
+def gather(calls: list[ToolCall], new: Iterable[ToolCall]) -> None:
+    """Add to whole calls what has come of them, or of more."""
+    for call in new:
+        if call.name:
+            calls.append(call)
+        else:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + call.arguments)
 
 
 def format_of(template: str) -> ToolFormat | None:
