@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from plait.kernels.native import gemv
 from plait.ops.dispatch import use
 from plait.ops.linear import linear
 from plait.ops.quant import dequantize_groups, quantize_groups, weight_only_linear
@@ -59,6 +60,16 @@ def test_random_shapes_agree(n_shapes: int) -> None:
             assert_close(
                 weight_only_linear(x, codes, scales, points, bits=bits, group=group), x.double() @ w.double().T, K
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("N", [1, 7, 45])
+def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(target: str, N: int, dtype: torch.dtype) -> None:
+    for K in (32, 96, 65, 1056):
+        w, x = torch.randn(N, K).to(dtype), torch.randn(19, K).to(dtype)
+        alone = torch.cat([gemv.linear(row[None], w, None) for row in x])
+        for B in range(2, len(x) + 1):
+            assert torch.equal(gemv.linear(x[:B], w, None), alone[:B])
 
 
 def test_gradients_take_the_ordinary_path() -> None:

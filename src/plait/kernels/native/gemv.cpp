@@ -3,15 +3,28 @@
 
 #include "gemv.h"
 
+// x as `multiply` takes it, and memory for that
+struct Ready {
+  std::vector<float> wide, sums;
+  std::vector<bf16> low;
+
+  template <typename T>
+  Inputs of(const Matrix &w, const T *x, int64_t B) {
+    if (sizeof(T) == 2 && uses_half(w)) return {nullptr, (const bf16 *)x, nullptr, nullptr, nullptr, B, w.K};
+    const int64_t ld = (w.K + 63) / 64 * 64 + 32, room = B * ld + LINE;
+    wide.resize(room), sums.resize(room), low.resize(room);
+    float *to = aligned(wide.data());
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t k = 0; k < w.K; k++) to[b * ld + k] = load1(x + b * w.K + k);
+    return prepare(w, to, B, ld, aligned(low.data()), aligned(sums.data()));
+  }
+};
+
 // y (B, N) = x (B, K) W^T + bias, in the type of x and y
 template <typename T>
 static void linear(const Matrix &w, const T *x, int64_t B, const T *bias, T *y) {
-  const int64_t ld = w.K + 64;
-  std::vector<float> wide(B * ld), sums(B * ld);
-  std::vector<bf16> low(B * ld);
-  for (int64_t b = 0; b < B; b++)
-    for (int64_t k = 0; k < w.K; k++) wide[b * ld + k] = load1(x + b * w.K + k);
-  const Inputs in = prepare(w, wide.data(), B, ld, low.data(), sums.data());
+  Ready ready;
+  const Inputs in = ready.of(w, x, B);
   const int64_t least = least_rows(w);
   Taken taken;
 #pragma omp parallel

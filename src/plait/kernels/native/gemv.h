@@ -55,6 +55,12 @@ static inline bool uses_fixed(const Matrix &) { return false; }
 constexpr int MOST_GROUPS = 1024;      // K / group at most
 constexpr int64_t AHEAD = 4096;        // bytes from what is read to what is asked for
 
+constexpr int64_t LINE = 64;  // of the cache: a vector that straddles two takes two loads
+template <typename T>
+static inline T *aligned(T *p) {
+  return (T *)(((uintptr_t)p + LINE - 1) / LINE * LINE);
+}
+
 template <int U>
 static inline float total(const vf (&v)[U]) {
   vf s = v[0];
@@ -181,55 +187,68 @@ static inline void blocks(const uint8_t *w, int64_t K, const float *scales, int 
 #if defined(__AVX512BF16__)
 static inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_loadu_si512(p); }
 
-template <int B>
-static inline void plain_pairs(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, float (&y)[B]) {
-  constexpr int U = LANES_APART;
-  __m512 acc[B][U] = {};
-  int64_t k = 0;
-  for (; k + 32 * U <= K; k += 32 * U)
+// parts P of two vectors in the first half of one, parts Q in the other, added up
+template <int P, int Q>
+static inline vf quarters(vf a, vf b) {
+  return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, P) + (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, Q);
+}
+template <int P, int Q>
+static inline vf lanes(vf a, vf b) {
+  return (vf)_mm512_shuffle_ps((__m512)a, (__m512)b, P) + (vf)_mm512_shuffle_ps((__m512)a, (__m512)b, Q);
+}
+// lane i is what v[i] adds up to, in the order of `sum`: three instructions for each where that takes nine
+static inline vf sums(const vf *v) {
+  vf two[8], four[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) two[i] = quarters<0x44, 0xee>(v[i % 4 + i / 4 * 8], v[i % 4 + i / 4 * 8 + 4]);
 #pragma GCC unroll 4
-    for (int u = 0; u < U; u++) {
-      const int64_t at = k + 32 * u;
-      ask(w + at);
-      for (int b = 0; b < B; b++) acc[b][u] = _mm512_dpbf16_ps(acc[b][u], pairs(w + at), pairs(x + b * ld + at));
+  for (int i = 0; i < 4; i++) four[i] = quarters<0x88, 0xdd>(two[i], two[i + 4]);
+  return lanes<0x88, 0xdd>(lanes<0x44, 0xee>(four[0], four[1]), lanes<0x44, 0xee>(four[2], four[3]));
+}
+
+// R rows times C x: y[c][r]. Each vector that is read meets several others, and each product has one sum over the whole
+// row: its bits are the same in any tile. On the way ASKED rows from `next` on are asked for: all at once would hold up
+// the products
+template <int R, int C, int ASKED>
+static inline void tile(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, const bf16 *next, float (&y)[4][R]) {
+  vf acc[C][R] = {};
+  for (int64_t k = 0; k < K; k += 32) {
+#pragma GCC unroll 4
+    for (int r = 0; r < ASKED; r++) __builtin_prefetch(next + r * K + k, 0, 2);
+    __m512bh rows[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) rows[r] = pairs(w + r * K + k);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      const __m512bh v = pairs(x + c * ld + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) acc[c][r] = (vf)_mm512_dpbf16_ps((__m512)acc[c][r], rows[r], v);
     }
-  for (; k < K; k += 32)
-    for (int b = 0; b < B; b++) acc[b][0] = _mm512_dpbf16_ps(acc[b][0], pairs(w + k), pairs(x + b * ld + k));
-  for (int b = 0; b < B; b++) {
-    vf apart[U];
-    for (int u = 0; u < U; u++) apart[u] = (vf)acc[b][u];
-    y[b] = total(apart);
+  }
+  if constexpr (R * C == 16) {
+    const vf all = sums(acc[0]);
+    memcpy(y, &all, sizeof all);
+  } else {
+    for (int c = 0; c < C; c++)
+      for (int r = 0; r < R; r++) y[c][r] = sum(acc[c][r]);
   }
 }
 
-// four rows, `apart` numbers from each other, times four x: y[b][r]. Each vector that is read meets four others. Sums are
-// those of plain_pairs, lane by lane, as all lanes of a tile would not fit into the registers
-static inline void tile_pairs(const bf16 *w, int64_t apart, int64_t K, const bf16 *x, int64_t ld, float (&y)[4][4]) {
-  constexpr int U = LANES_APART;
-  vf parts[4][4][U];
-  const int64_t whole = K / (32 * U) * (32 * U);
-  for (int u = 0; u < U; u++) {
-    __m512 acc[4][4] = {};
-    const auto add = [&](int64_t k) __attribute__((always_inline)) {
-      __m512bh rows[4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; r++) rows[r] = pairs(w + r * apart + k);
-#pragma GCC unroll 4
-      for (int b = 0; b < 4; b++) {
-        const __m512bh v = pairs(x + b * ld + k);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) acc[b][r] = _mm512_dpbf16_ps(acc[b][r], rows[r], v);
-      }
-    };
-    for (int64_t k = 32 * u; k < whole; k += 32 * U) add(k);
-    for (int64_t k = whole; k < K && u == 0; k += 32) add(k);
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; b++)
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; r++) parts[b][r][u] = (vf)acc[b][r];
+// R rows from n on times all x
+template <int R, typename Out>
+static inline void tiles(const Matrix &w, int64_t n, const Inputs &in, const Out &out) {
+  constexpr decltype(&tile<R, 4, R>) WORK[2][4] = {{tile<R, 1, R>, tile<R, 2, R>, tile<R, 3, R>, tile<R, 4, R>},
+                                                   {tile<R, 1, 1>, tile<R, 2, 1>, tile<R, 3, 1>, tile<R, 4, 1>}};
+  const bf16 *p = (const bf16 *)w.codes + n * w.K, *next = R == 1 ? p + AHEAD / 2 : p + R * w.K;
+  // each of many tiles asks for another of the next rows, each of a few for all of them
+  const bool many = in.B > 12;
+  for (int64_t b = 0; b < in.B; b += 4) {
+    const int C = in.B - b < 4 ? in.B - b : 4;
+    float y[4][R];
+    WORK[many][C - 1](p, w.K, in.half + b * in.ld, in.ld, next + (many ? b / 4 % R : 0) * w.K, y);
+    for (int c = 0; c < C; c++)
+      for (int r = 0; r < R; r++) out(b + c, n + r, y[c][r]);
   }
-  for (int b = 0; b < 4; b++)
-    for (int r = 0; r < 4; r++) y[b][r] = total(parts[b][r]);
 }
 
 // codes as 16-bit numbers, those with zeros around 128
@@ -336,10 +355,6 @@ static inline void one_row(const Matrix &w, int64_t n, const Inputs &in, int64_t
   const float *x = in.x + b * in.ld;
   const int shift = w.scales ? __builtin_ctzll(w.group) : 0;
 #if defined(__AVX512BF16__)
-  if (in.half) {
-    const bf16 *half = in.half + b * in.ld;
-    return plain_pairs<B>((const bf16 *)p, w.K, half, in.ld, y);
-  }
   if (in.fixed) {
     const int16_t *fixed = in.fixed + b * in.ld;
     const float *steps = in.steps + b * in.ld, *sums = in.sums + b * in.ld;
@@ -374,24 +389,9 @@ static inline void multiply(const Matrix &w, int64_t first, int64_t last, const 
   const int64_t groups = w.groups();
   int64_t n = first;
 #if defined(__AVX512BF16__)
-  for (; in.half && in.B >= 4 && n + 4 <= last; n += 4) {
-    const bf16 *p = (const bf16 *)w.codes + n * w.K;
-    // the next four rows, while these are at work
-    for (int64_t i = 0; i < 4 * w.K && n + 8 <= last; i += 32) __builtin_prefetch(p + 4 * w.K + i, 0, 2);
-    int64_t b = 0;
-    for (; b + 4 <= in.B; b += 4) {
-      float y[4][4];
-      tile_pairs(p, w.K, w.K, in.half + b * in.ld, in.ld, y);
-      for (int i = 0; i < 4; i++)
-        for (int r = 0; r < 4; r++) out(b + i, n + r, y[i][r]);
-    }
-    for (; b < in.B; b++)
-      for (int r = 0; r < 4; r++) {
-        float y[1];
-        plain_pairs<1>(p + r * w.K, w.K, in.half + b * in.ld, in.ld, y);
-        out(b, n + r, y[0]);
-      }
-  }
+  // one x alone waits for memory, which one stream of rows uses best
+  for (; in.half && in.B > 1 && n + 4 <= last; n += 4) tiles<4>(w, n, in, out);
+  for (; in.half && n < last; n++) tiles<1>(w, n, in, out);
 #endif
   for (; n < last; n++) {
     widen(w.scales + n * groups, scales, groups);
@@ -465,7 +465,7 @@ static inline bool take(Taken &taken, int64_t n, int64_t least, const Crew &crew
     const int64_t front = seen & 0xffffffff, back = seen >> 32, left = n - front - back;
     if (left <= 0) return false;
     int64_t part = left / (2 * crew.n_threads);
-    part = part < least ? least : part;
+    part = part < least ? least : part / least * least;
     part = part < left ? part : left;
     const bool from_back = crew.thread & 1;
     first = from_back ? n - back - part : front;
@@ -474,8 +474,8 @@ static inline bool take(Taken &taken, int64_t n, int64_t least, const Crew &crew
   } while (!__atomic_compare_exchange_n(&taken.ends, &seen, want, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return true;
 }
-// about 16 KB of weights
+// about 16 KB of weights, in fours, which are worked together
 static inline int64_t least_rows(const Matrix &w) {
-  const int64_t rows = 16384 / w.row_bytes();
-  return rows < 1 ? 1 : rows;
+  const int64_t rows = 16384 / w.row_bytes() / 4 * 4;
+  return rows < 4 ? 4 : rows;
 }

@@ -60,8 +60,9 @@ struct Scratch {
   std::vector<Row> rows;
   template <typename T>
   static T *room(std::vector<T> &v, int64_t n) {
+    n += LINE / sizeof(T);
     if ((int64_t)v.size() < n) v.resize(n);
-    return v.data();
+    return aligned(v.data());
   }
 };
 static thread_local Scratch scratch;
@@ -178,7 +179,7 @@ struct Linear {
   int64_t ldy, adds, half;
 
   void run(const Work &work) const {
-    const int64_t B = work.step.B, ld = (w.K + 63) / 64 * 64 + W;
+    const int64_t B = work.step.B, ld = (w.K + 63) / 64 * 64 + 32;
     float *x = Scratch::room(scratch.x, B * ld);
     for (int64_t b = 0; b < B && !same; b++) input.row(work.step, b, x + b * ld);
     const auto out = [&](int64_t b, int64_t n, float value) {
@@ -196,7 +197,7 @@ struct Linear {
   template <typename Out>
   void ternary(const Work &work, const float *x, int64_t ld, int64_t least, const Out &out) const {
     const int64_t B = work.step.B, width = blocks_of(w.K) * BLOCK_COLUMNS;
-    int8_t *codes = aligned(Scratch::room(scratch.codes, B * width + LINE));
+    int8_t *codes = Scratch::room(scratch.codes, B * width);
     Row *rows = Scratch::room(scratch.rows, B);
     for (int64_t b = 0; b < B; b++) rows[b] = to_int8(x + b * ld, w.K, codes + b * width);
     for (int64_t first, last; work.part(w.N, least, first, last);)

@@ -75,6 +75,8 @@ static inline void state_rows(T *state, const float *x, float dt, float decay, c
   for (; n + W <= N; n += W) {
     const vf b = load(B + n), c = load(C + n);
     for (int r = 0; r < R; r++) {
+      // left to itself the processor looks too short a way ahead: 27 GB/s for 45
+      __builtin_prefetch((const char *)(state + r * N + n) + 4096, 1, 2);
       vf s = load(state + r * N + n) * decay + b * (dt * x[r]);
       store(state + r * N + n, s);
       total[r] += s * c;

@@ -11,11 +11,6 @@
 constexpr int64_t BLOCK_COLUMNS = 256, BLOCK_BYTES = 64;
 constexpr float LEAST = 1e-5f;  // as the largest |x| of a row
 
-constexpr int64_t LINE = 64;  // of the cache: a vector that straddles two takes two loads
-template <typename T>
-static inline T *aligned(T *p) {
-  return (T *)(((uintptr_t)p + LINE - 1) / LINE * LINE);
-}
 static inline int64_t blocks_of(int64_t K) { return (K + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS; }
 
 // ---- the target's dot product: each 32-bit lane takes four products of unsigned and signed bytes
