@@ -35,7 +35,7 @@ USERS = {
     "rate": ("serve",),
     "concurrency": ("serve",),
     "requests": ("serve",),
-    "seed": ("serve",),
+    "seed": ("serve", "latency"),
     "api": ("serve",),
     "key": ("serve",),
     "count": ("latency",),
@@ -81,7 +81,7 @@ class Inputs:
     rate: tuple[float, ...] = arg(default=(), help="serve: requests per second that come at random times, a load each")
     concurrency: tuple[int, ...] = arg(default=(), help="serve: askers at a time, a load each; 1,2,4,8 without a rate")
     requests: int = arg(default=32, help="serve: requests of each load and round")
-    seed: int = arg(default=0, help="serve: of words, lengths and times")
+    seed: int = arg(default=0, help="serve: of words, lengths and times; latency: of the architectures")
     api: Literal["chat", "completions"] = arg(default="chat", help="serve: which route is asked")
     key: str = arg(default="", help="serve: API key of both servers")
     save: str = arg(default="", help="also write the report to this file, as JSON lines")

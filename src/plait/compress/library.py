@@ -1,15 +1,13 @@
 """A clock of measured blocks: what each shape of layer takes on this machine, kept in a file and filled as asked.
 
-    block = ( time(host + R blocks) - time(host) ) / R          host: embedding, one tiny layer, norm, a small head
-    rest  = time(host) - tiny layer + head; the head is a difference too, among layers that fill the caches
-    time of a model = rest + sum of its blocks
+    time of a model = rest + sum of its blocks                        (blocks.py says how each is found)
 
-A small model lives in the caches of a processor and a large one does not, so blocks are repeated until they take as
-many bytes as the models that are asked about (`footprint`); beyond the last cache nothing changes any more.
+A machine's speed changes from second to second, as others use its memory and caches. Blocks that were measured one
+after the other would each have seconds of their own; so all that a question needs is measured in turns (`together`),
+and what counts is a mean, because means of parts add up to the mean of the whole.
 
-A prompt longer than a piece is not read to its end: pieces cost the same but for the keys before them, which cost in
-proportion, so the first and the last piece tell the sum. One line of the file per block, keyed by all that its time
-depends on; between measured widths a time may be interpolated instead of measured.
+One line of the file per block, keyed by all that its time depends on; between measured widths a time may be
+interpolated instead of measured.
 
 Numbers  a block's keys, values and states are in the numbers of the engine, whatever formats are planned for them.
 """
@@ -18,19 +16,19 @@ import functools
 import json
 import math
 import platform
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from plait.compress.costs import Load
-from plait.compress.numbers import Numbers, layer_weights, rest_weights
-from plait.compress.stopwatch import STEP_ROUNDS, in_turns, one_piece, ready, steps
+from plait.compress.blocks import LARGE, Question, Times, about_layer, about_rest, footprint_class, read_bytes
+from plait.compress.costs import Costs, Load
+from plait.compress.numbers import Numbers
+from plait.compress.stopwatch import Run, seconds_of
 from plait.config import to_dict
 from plait.model.config import ModelConfig
-from plait.model.hybrid import Hybrid
 from plait.model.layer import LayerSpec
 from plait.model.layers.mamba2 import Mamba2
 from plait.model.layers.mlp import MLP
@@ -38,15 +36,11 @@ from plait.model.layers.moe import MoE
 from plait.model.plan import PIECE
 from plait.train.metrics import write_whole
 
-TINY = MLP(d_ff=16)
-HOST_VOCAB = 64
-# repeats of a block, within which the footprint is sought; prompts are bound by products, for which a few will do
-LEAST, MOST = 3, 64
-# bytes that no cache holds
-LARGE = 64 * 2**20
+# bytes of the models that are held at once to be measured in turns
+ROOM = 2**31
 
-Times = tuple[float, float]
 Key = dict[str, object]
+Found = TypeVar("Found")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +48,7 @@ class BlockLibrary:
     """A clock (see costs.py) that measures what it does not know.
 
     path: its file; made if it is not there. device: where models run. rounds: measurements of each block. piece: tokens
-    of prompts that are read at once. footprint: bytes of weights of the models that are asked about, about.
+    of prompts that are read at once. footprint: bytes that a step of the models that are asked about reads, about.
     interpolates: measure only some widths (see `knots`), and answer for those between them in a straight line.
     on_measure: called with the words for each block before it is measured.
     """
@@ -68,92 +62,96 @@ class BlockLibrary:
     on_measure: Callable[[str], None] | None = None
     entries: dict[str, Times] = field(default_factory=dict, init=False)
     told: dict[object, Times] = field(default_factory=dict, init=False)
+    _wanted: dict[str, Question] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.entries = _read(self.path)
 
+    def together(self, ask: Callable[[], Found]) -> Found:
+        """What `ask` gives, after everything it asks of this clock was measured in turns.
+
+        Args:
+            ask: called twice; the first time what is not known takes no time, only to see what that is.
+        """
+        self._wanted = wanted = {}
+        try:
+            ask()
+        finally:
+            self._wanted = None
+        self._measure(wanted)
+        return ask()
+
     def layer(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
         """Seconds of prefill and of a decode step of one layer; measured now if it is not known."""
         asked = (spec, d_model, load, numbers.weights, self.footprint)
-        if asked not in self.told:
-            low, high, share = knots(spec) if self.interpolates else (spec, spec, 0.0)
-            below = self._measured(low, d_model, load, numbers)
-            above = below if high == low else self._measured(high, d_model, load, numbers)
-            self.told[asked] = below[0] + share * (above[0] - below[0]), below[1] + share * (above[1] - below[1])
-        return self.told[asked]
+        if asked in self.told:
+            return self.told[asked]
+        low, high, share = knots(spec) if self.interpolates else (spec, spec, 0.0)
+        below = self._layer(low, d_model, load, numbers)
+        above = below if high == low else self._layer(high, d_model, load, numbers)
+        found = below[0] + share * (above[0] - below[0]), below[1] + share * (above[1] - below[1])
+        if self._wanted is None:
+            self.told[asked] = found
+        return found
 
     def rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> Times:
         """Seconds of everything but the layers; measured now if it is not known."""
         block = {"kind": "rest", "d_model": config.d_model, "vocab_size": config.vocab_size}
         block |= {"ties_embeddings": config.ties_embeddings, "residual_in_fp32": config.residual_in_fp32}
-        key = self._key(block, load, numbers)
-        return self.entries.get(_text(key)) or self._keep(key, lambda: self._rest(config, load, numbers))
+        return self._time(block, load, numbers, lambda **how: about_rest(config, load, numbers.weights, **how))
 
-    def _key(self, block: Mapping[str, object], load: Load, numbers: Numbers) -> Key:
-        where = device_name(self.device) | {"weights": str(numbers.weights), "piece": self.piece}
-        where["footprint"] = footprint_class(self.footprint)
-        return where | {"batch": load.batch, "context": load.context, "middle": load.middle, "block": dict(block)}
-
-    def _keep(self, key: Key, measured: Callable[[], Times]) -> Times:
-        if self.on_measure is not None:
-            self.on_measure(json.dumps(key["block"]))
-        times = measured()
-        # what others have measured meanwhile stays
-        self.entries = _read(self.path) | self.entries | {_text(key): times}
-        _write(self.path, self.entries)
-        return times
-
-    def _measured(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
+    def _layer(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
         block = {"kind": spec.symbol, "d_model": d_model} | to_dict(spec)
-        key = self._key(block, load, numbers)
-        return self.entries.get(_text(key)) or self._keep(key, lambda: self._block(spec, d_model, load, numbers))
+        return self._time(block, load, numbers, lambda **how: about_layer(spec, d_model, load, numbers.weights, **how))
 
-    def _block(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
-        size = layer_weights(spec, d_model, numbers.weights).read
-        count = min(MOST, max(LEAST, round(footprint_class(self.footprint) / size)))
-        host = ModelConfig(vocab_size=HOST_VOCAB, d_model=d_model, layers=(TINY,))
-        few, many = (replace(host, layers=(TINY,) + (spec,) * n) for n in (LEAST, count))
-        return self._prefill(host, few, LEAST, load, numbers), self._decode(host, many, count, load, numbers)
+    def _time(self, block: Key, load: Load, numbers: Numbers, question: Callable[..., Question]) -> Times:
+        footprint = footprint_class(self.footprint)
+        where = device_name(self.device) | {"weights": str(numbers.weights), "piece": self.piece}
+        where |= {"footprint": footprint, "batch": load.batch, "context": load.context, "middle": load.middle}
+        key = _text(where | {"block": block})
+        if key not in self.entries:
+            wanted = {key: question(footprint=footprint, piece=self.piece)}
+            if self._wanted is not None:
+                self._wanted |= wanted
+                return 0.0, 0.0
+            self._measure(wanted)
+        return self.entries[key]
 
-    def _rest(self, config: ModelConfig, load: Load, numbers: Numbers) -> Times:
-        bare = replace(config, layers=(TINY,), vocab_size=HOST_VOCAB)
-        more = replace(bare, layers=(TINY,) * (1 + MOST))
-        width = min(load.context, max(1, self.piece // load.batch))
-        low, high = self._steps(self._models(bare, more, numbers), load)
-        one, many = (one_piece(m, load.batch, width, 0, n_logits=0) for m in self._models(bare, more, numbers))
-        short, long = map(statistics.median, in_turns([one, many], self.rounds))
-        overhead = short - (long - short) / MOST, low - (high - low) / MOST
-        head = self._head(config, load, numbers)
-        return max(load.context / width * overhead[0], 0.0) + head, max(overhead[1], 0.0) + head
+    def _measure(self, wanted: Mapping[str, Question]) -> None:
+        for group in _groups(wanted):
+            if self.on_measure is not None:
+                for key in group:
+                    self.on_measure(json.dumps(json.loads(key)["block"]))
+            runs = [run for key in group for run in wanted[key].runs]
+            seconds = seconds_of(runs, rounds=self.rounds, device=self.device)
+            # what others have measured meanwhile stays
+            found = {key: wanted[key].answer(seconds) for key in group}
+            self.entries = _read(self.path) | self.entries | found
+            _write(self.path, self.entries)
 
-    def _head(self, config: ModelConfig, load: Load, numbers: Numbers) -> float:
-        """Seconds of the head, for one token of each sequence, among layers that take what the footprint leaves."""
-        wide = MLP(d_ff=4 * config.d_model)
-        room = footprint_class(self.footprint) - rest_weights(config, numbers.weights).read
-        count = round(room / layer_weights(wide, config.d_model, numbers.weights).read)
-        among = replace(config, layers=(TINY,) + (wide,) * min(MOST, max(count, 0)))
-        low, high = self._steps(self._models(replace(among, vocab_size=HOST_VOCAB), among, numbers), load)
-        return max(high - low, 0.0)
 
-    def _decode(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
-        low, high = self._steps(self._models(host, whole, numbers), load)
-        return max((high - low) / count, 0.0)
+def together(costs: Costs, ask: Callable[[], Found]) -> Found:
+    """What `ask` gives; if these costs have a clock that measures, all that it needs is measured in turns."""
+    return costs.clock.together(ask) if isinstance(costs.clock, BlockLibrary) else ask()
 
-    def _steps(self, models: tuple[Hybrid, Hybrid], load: Load) -> tuple[float, float]:
-        rounds = STEP_ROUNDS * self.rounds
-        low, high = in_turns([steps(model, load, rounds=rounds) for model in models], rounds)
-        return statistics.median(low), statistics.median(high)
 
-    def _prefill(self, host: ModelConfig, whole: ModelConfig, count: int, load: Load, numbers: Numbers) -> float:
-        width = min(load.context, max(1, self.piece // load.batch))
-        models, each = self._models(host, whole, numbers), []
-        for depth in sorted({0, load.context - width}):
-            low, high = in_turns([one_piece(m, load.batch, width, depth, n_logits=0) for m in models], self.rounds)
-            each.append(max((statistics.median(high) - statistics.median(low)) / count, 0.0))
-        return load.context / width * statistics.fmean(each)
+def _groups(wanted: Mapping[str, Question]) -> Iterator[list[str]]:
+    """Keys of questions whose models fit together into memory; one that does not fit is alone."""
+    group: list[str] = []
+    models: dict[object, float] = {}
+    for key, question in wanted.items():
+        mine = {(run.config, run.weights): _bytes(run) for run in question.runs}
+        if group and sum((models | mine).values()) > ROOM:
+            yield group
+            group, models = [], {}
+        group.append(key)
+        models |= mine
+    if group:
+        yield group
 
-    def _models(self, host: ModelConfig, whole: ModelConfig, numbers: Numbers) -> tuple[Hybrid, Hybrid]:
-        return ready(host, numbers.weights, self.device), ready(whole, numbers.weights, self.device, seed=1)
+
+def _bytes(run: Run) -> float:
+    return read_bytes(run.config, run.load, run.weights)
 
 
 def knots(spec: LayerSpec) -> tuple[LayerSpec, LayerSpec, float]:
@@ -191,13 +189,7 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
-def footprint_class(n_bytes: float) -> int:
-    """Half powers of two from 1 to 64 MiB: sizes between which a block's time hardly differs."""
-    halves = round(2 * math.log2(max(n_bytes, 1)))
-    return round(2 ** (min(max(halves, 40), round(2 * math.log2(LARGE))) / 2))
-
-
-def _text(key: Key) -> str:
+def _text(key: Mapping[str, object]) -> str:
     return json.dumps(key, sort_keys=True)
 
 

@@ -18,6 +18,7 @@ from plait.compress.budget import LIMITS, Budget, BudgetError
 from plait.compress.choice import Limit, Option
 from plait.compress.costs import Costs, LayerCosts
 from plait.compress.explain import nearest_text
+from plait.compress.library import together
 from plait.compress.plan import Plan
 from plait.compress.replace import KEEP, Library, Replacement
 from plait.compress.single import Harm, Table
@@ -124,8 +125,15 @@ def require(teacher: ModelConfig, replacements: Library, widths: Sequence[int], 
         costs=costs,
         widths=dict.fromkeys(widths, none),
     )
+
+    def timed() -> Budget:
+        found = budget.against(costs.total(teacher))
+        for d_model in _widths(problem):
+            program(problem, found, d_model)
+        return found
+
     for part in dict.fromkeys((budget.sizes(), budget)):
-        part = part if part == part.sizes() else part.against(costs.total(teacher))
+        part = part if part == part.sizes() else together(costs, timed)
         if all(solve(*program(problem, part, d_model)) is None for d_model in _widths(problem)):
             raise BudgetError(nearest_text(nearest_budgets(problem, part), part.ceilings(), is_scored=False))
 

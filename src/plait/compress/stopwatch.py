@@ -3,14 +3,16 @@
 A prompt is read in pieces, as the engine reads it; a decode step begins at a cache that holds so many tokens of random
 keys and values (speed depends on how much there is to read, not on what it says). On a GPU steps are not captured as
 graphs here, so that small models seem slower than the engine decodes them. Several models are measured in turns,
-because a machine's speed drifts, and a difference of two times is only as good as their common ground.
+because a machine's speed drifts, and a difference of two times is only as good as their common ground: their caches are
+warmed by a step or two that do not count.
 
 Numbers  seconds: of the processor where one thread computes on it, which other programs disturb less; else of the wall.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +28,24 @@ from plait.precision.recipe import ALWAYS_FLOAT32
 
 # steps in a measurement, and measurements for one of a prompt: steps are short, so that more of them cost nothing
 STEPS, STEP_ROUNDS = 8, 3
+# steps before those: another model has run meanwhile, and its bytes are in the caches
+WARM = 2
+# share of the measurements that counts as disturbed at either end
+DISTURBED = 1 / 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A call to be timed: a step of decoding under a load, or so many `tokens` of each prompt behind `depth` others.
+
+    config, weights: of the model, and in which numbers it is held.
+    """
+
+    config: ModelConfig
+    weights: str | float
+    load: Load
+    tokens: int = 0
+    depth: int = 0
 
 
 def ready(config: ModelConfig, weights: str | float, device: str | torch.device = "cpu", seed: int = 0) -> Hybrid:
@@ -65,19 +85,44 @@ def filled(model: Hybrid, depth: int, batch: int = 1, seed: int = 0) -> Cache:
     return cache
 
 
-def measure(model: Hybrid, load: Load, *, rounds: int = 5, piece: int = PIECE) -> tuple[float, float]:
-    """Seconds to read the prompts of a load, and of one decode step at the middle of its answers: medians.
+def measure(models: Sequence[Hybrid], load: Load, *, rounds: int = 5, piece: int = PIECE) -> list[tuple[float, float]]:
+    """Of each model: seconds to read the prompts of a load, and of one decode step at the middle of its answers.
 
     Args:
-        model: in the numbers in which it is to be measured.
+        models: in the numbers in which they are to be measured; they run in turns.
         load: how many sequences, how long.
         rounds: times that the prompts are read, and a third of the measurements of steps.
         piece: tokens of all prompts that are read at once.
     """
-    prefill = in_turns([prompts(model, load, piece=piece)], rounds)[0]
+    prefill = in_turns([prompts(model, load, piece=piece) for model in models], rounds)
     rounds *= STEP_ROUNDS
-    decode = in_turns([steps(model, load, rounds=rounds)], rounds)[0]
-    return statistics.median(prefill), statistics.median(decode)
+    decode = in_turns([steps(model, load, rounds=rounds) for model in models], rounds)
+    return list(zip(map(typical, prefill), map(typical, decode), strict=True))
+
+
+def seconds_of(runs: Iterable[Run], *, rounds: int, device: str = "cpu") -> dict[Run, float]:
+    """How long each call takes, all of them in turns; `rounds` of prompts, and thrice as many of steps."""
+    runs = dict.fromkeys(runs)
+    named = dict.fromkeys((run.config, run.weights) for run in runs)
+    models = {name: ready(*name, device=device, seed=seed) for seed, name in enumerate(named)}
+    found: dict[Run, float] = {}
+    for is_step, times in ((False, rounds), (True, STEP_ROUNDS * rounds)):
+        mine = [run for run in runs if (run.tokens == 0) == is_step]
+        sides = [_side(models[run.config, run.weights], run, times) for run in mine]
+        found |= zip(mine, map(typical, in_turns(sides, times)), strict=True)
+    return found
+
+
+def _side(model: Hybrid, run: Run, rounds: int) -> Callable[[], float]:
+    if not run.tokens:
+        return steps(model, run.load, rounds=rounds)
+    return one_piece(model, run.load.batch, run.tokens, run.depth, n_logits=0)
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """The mean without the least and the most disturbed: means of parts add up, which medians do not."""
+    ordered, out = sorted(seconds), int(DISTURBED * len(seconds))
+    return statistics.fmean(ordered[out : len(ordered) - out])
 
 
 def in_turns(sides: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
@@ -93,7 +138,7 @@ def in_turns(sides: Sequence[Callable[[], float]], rounds: int) -> list[list[flo
 
 def steps(model: Hybrid, load: Load, *, rounds: int, count: int = STEPS) -> Callable[[], float]:
     """A side: mean seconds of a decode step, over `count` of them; all rounds together lie around the load's middle."""
-    total = (rounds + 1) * count
+    total = (rounds + 1) * (WARM + count)
     depth = max(load.middle - total // 2, 2)
     cache = filled(model, depth, load.batch)
     cache.reserve(depth + total)
@@ -101,6 +146,8 @@ def steps(model: Hybrid, load: Load, *, rounds: int, count: int = STEPS) -> Call
 
     @torch.inference_mode()
     def side() -> float:
+        for _ in range(WARM):
+            model(ids, cache=cache, n_logits=1)
         begun = _now(model)
         for _ in range(count):
             model(ids, cache=cache, n_logits=1)

@@ -46,7 +46,7 @@ def test_the_bench_predicts_and_measures(tmp_path: Path, monkeypatch: pytest.Mon
     # small models, whose blocks are repeated a few times only
     monkeypatch.setattr(latency, "VOCAB", 64)
     monkeypatch.setattr(latency, "WIDTHS", (64,))
-    monkeypatch.setattr(latency, "read_bytes", lambda config, weights: 1)
+    monkeypatch.setattr(latency, "read_bytes", lambda config, load, weights: 1)
     library, chart = tmp_path / "blocks.jsonl", tmp_path / "chart.svg"
     inputs = Inputs(what="latency", count=1, rounds=1, tokens=(9,), library=str(library), chart=str(chart))
     facts = {fact.name: fact for fact in measure(inputs).facts}

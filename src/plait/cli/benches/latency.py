@@ -1,6 +1,7 @@
 """How well a library of measured blocks tells the time of models that were never run: random architectures, both ways.
 
-    predicted = rest + sum of blocks (compress/library.py);  measured = the model itself, run as the engine runs it
+    predicted = rest + sum of blocks (compress/library.py);  measured = the model itself, run as the engine runs it,
+                half before its parts and half after them
     error     = |predicted / measured - 1|;  rank correlation is Spearman's, equal values sharing their mean rank
 
 Architectures differ in width, depth, order of layers and the size of every layer, as those of a search do. The first
@@ -20,9 +21,10 @@ from plait.cli.bench import Inputs
 from plait.cli.benches.picture import picture
 from plait.cli.benches.sides import add_median
 from plait.cli.page.chart import Axis, Series, line_chart
+from plait.compress.blocks import Times, read_bytes
 from plait.compress.costs import Costs, Load
 from plait.compress.library import BlockLibrary
-from plait.compress.numbers import Numbers, layer_weights, rest_weights
+from plait.compress.numbers import Numbers
 from plait.compress.stopwatch import measure as run
 from plait.compress.stopwatch import ready
 from plait.model.config import ModelConfig
@@ -50,27 +52,40 @@ def measure(inputs: Inputs) -> Report:
     weights = (inputs.recipe or ("bf16",))[0]
     report = Report(
         f"latency of {inputs.count} random architectures, {weights}, batch {load.batch}, {load.context} tokens",
-        provenance=provenance(seed=0),
+        provenance=provenance(seed=inputs.seed),
     )
     report.add("threads", torch.get_num_threads())
-    pairs: dict[str, Pairs] = {what: [] for what in WHAT}
+    rng = random.Random(inputs.seed)
+    configs = [random_config(rng) for _ in range(inputs.count)]
+    models = [ready(config, weights) for config in configs]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(inputs.library) if inputs.library else Path(folder) / "blocks.jsonl"
         library = BlockLibrary(path=path, rounds=inputs.rounds)
         costs, known = Costs(load=load, numbers=Numbers(weights=weights), clock=library), len(library.entries)
-        rng = random.Random(0)
-        for i in range(inputs.count):
-            config = random_config(rng)
-            library.footprint = read_bytes(config, weights)
-            measured = run(ready(config, weights), load, rounds=inputs.rounds)
-            total = costs.total(config)
-            both = list(zip((total.prefill_s, total.decode_s), measured, strict=True))
-            for what, pair in zip(WHAT, both, strict=True):
-                pairs[what].append(pair)
-            words = ", ".join(f"{w} {p * 1e3:.2f} ms for {m * 1e3:.2f}" for w, (p, m) in zip(WHAT, both, strict=True))
-            report.add(f"{i + 1}: {config.pattern}", words)
-            log.info("%d of %d: %s, %s", i + 1, inputs.count, config.pattern, words)
+
+        def predict() -> list[Times]:
+            totals = []
+            for config in configs:
+                library.footprint = read_bytes(config, load, weights)
+                totals.append(costs.total(config))
+            return [(total.prefill_s, total.decode_s) for total in totals]
+
+        # models before and after their parts, as the machine's speed drifts
+        log.info("%d models before their parts", len(models))
+        before = run(models, load, rounds=inputs.rounds)
+        log.info("their parts")
+        predicted = library.together(predict)
+        log.info("the models again")
+        after = run(models, load, rounds=inputs.rounds)
         report.add("blocks measured", len(library.entries) - known)
+    pairs: dict[str, Pairs] = {what: [] for what in WHAT}
+    for i, (config, told, *times) in enumerate(zip(configs, predicted, before, after, strict=True)):
+        measured = map(statistics.fmean, zip(*times, strict=True))
+        both = dict(zip(WHAT, zip(told, measured, strict=True), strict=True))
+        for what, pair in both.items():
+            pairs[what].append(pair)
+        words = ", ".join(f"{w} {p * 1e3:.2f} ms for {m * 1e3:.2f}" for w, (p, m) in both.items())
+        report.add(f"{i + 1}: {config.pattern}", words)
     for what, found in pairs.items():
         judge(report, what, found)
     if inputs.chart:
@@ -104,12 +119,6 @@ def _layer(rng: random.Random, d_model: int) -> LayerSpec:
     if kind == "*":
         return Attention(n_heads=8, n_kv_heads=rng.choice((1, 2, 8)), head_dim=64)
     return MLP(d_ff=rng.choice((1, 2, 4)) * d_model)
-
-
-def read_bytes(config: ModelConfig, weights: str) -> float:
-    """Bytes of weights that a decode step reads."""
-    layers = sum(layer_weights(spec, config.d_model, weights).read for spec in config.layers)
-    return layers + rest_weights(config, weights).read
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

@@ -14,11 +14,11 @@ from plait.cli.info import tokens_of
 from plait.cli.launch import arg
 from plait.cli.machine import speed
 from plait.cli.plan import THIS, machine_of
+from plait.compress.blocks import read_bytes
 from plait.compress.budget import Budget
 from plait.compress.costs import Clock, Costs
 from plait.compress.job import STAGES, Job
 from plait.compress.library import BlockLibrary
-from plait.compress.numbers import layer_weights, rest_weights
 from plait.compress.roofline import Roofline
 from plait.compress.stages import check_names
 from plait.config import ConfigError, bytes_of, load
@@ -29,7 +29,7 @@ from plait.model.layers import KINDS
 EXPLAIN = "explain"
 
 log = logging.getLogger(__name__)
-# bytes of a usual student over its teacher's
+# what a step of a usual student reads, over its teacher's
 STUDENT = 0.8
 COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
@@ -170,10 +170,8 @@ def costs_of(job: Job, teacher: ModelConfig, blocks: Path) -> Costs:
     """
     clock: Clock | None
     if job.device == THIS:
-        # a small model's weights stay in the processor's cache from step to step
-        weights, width = job.numbers.weights, teacher.d_model
-        read = sum(layer_weights(spec, width, weights).read for spec in teacher.layers)
-        footprint = STUDENT * (read + rest_weights(teacher, weights).read)
+        # a small model's weights stay in the processor's caches from step to step
+        footprint = STUDENT * read_bytes(teacher, job.load, job.numbers.weights)
         how = {"interpolates": True, "footprint": footprint}
         clock = BlockLibrary(path=blocks, device=here(), on_measure=_measuring, **how)  # type: ignore[arg-type]
     else:

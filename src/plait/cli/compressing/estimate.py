@@ -26,6 +26,7 @@ from plait.compress.costs import Costs
 from plait.compress.explain import shown
 from plait.compress.grid import Fit, fit, space_around
 from plait.compress.job import STAGES, Job
+from plait.compress.library import together
 from plait.compress.rank import rounds_of
 from plait.compress.replace import KEEP, library
 from plait.formats.checkpoint import Checkpoint
@@ -58,10 +59,14 @@ def scratch(out: Path) -> Iterator[Path]:
 def fitting(job: Job, teacher: ModelConfig, costs: Costs) -> Fit:
     """The grid's candidates within the budget; layers count alike, as nothing is scored yet."""
     space = space_around(teacher, depth=job.space.depth, width=job.space.width, steps=job.space.steps)
-    # only speeds over the teacher's need its times, which may have to be measured
-    sizes = job.budget.sizes()
-    budget = sizes if job.budget == sizes else job.budget.against(costs.total(teacher))
-    return fit(teacher, space, [1.0] * len(teacher.layers), budget, costs)
+
+    def ask() -> Fit:
+        # only speeds over the teacher's need its times, which may have to be measured
+        sizes = job.budget.sizes()
+        budget = sizes if job.budget == sizes else job.budget.against(costs.total(teacher))
+        return fit(teacher, space, [1.0] * len(teacher.layers), budget, costs)
+
+    return together(costs, ask)
 
 
 def require(job: Job, teacher: ModelConfig, costs: Costs) -> None:
