@@ -262,7 +262,7 @@ def test_a_signal_interrupts(stop: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "asleep\n"
     process.send_signal(stop)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "plait sleep: interrupted\n")
 
 
