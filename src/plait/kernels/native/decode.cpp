@@ -22,7 +22,7 @@ struct Record {
     static_assert(sizeof(Op) <= sizeof words, "a record is too short");
     ((const Op *)words)->run(work);
   }
-  void run(const Step &step, Taken &taken) const {
+  void run(const Step &step, const Taken &taken) const {
     const Work work = {taken, step};
     switch (code) {
       case EMBED: return as<Embed>(work);
@@ -37,40 +37,33 @@ struct Record {
   }
 };
 
-// where threads meet: the last to come lets all go on
-struct Barrier {
-  alignas(64) std::atomic<int64_t> came{0};
-  alignas(64) std::atomic<int64_t> round{0};
-
-  void wait(int64_t n) {
-    const int64_t now = round.load(std::memory_order_relaxed);
-    if (came.fetch_add(1, std::memory_order_acq_rel) + 1 == n) {
-      came.store(0, std::memory_order_relaxed);
-      round.store(now + 1, std::memory_order_release);
-      return;
-    }
-    for (int tries = 0; round.load(std::memory_order_acquire) == now; tries++) {
+// where threads meet: how often each has come, on a line of its own
+struct alignas(64) Came {
+  std::atomic<int64_t> times{0};
+};
+static void meet(std::vector<Came> &all, const Crew &crew) {
+  const int64_t now = all[crew.thread].times.load(std::memory_order_relaxed) + 1;
+  all[crew.thread].times.store(now, std::memory_order_release);
+  for (int64_t i = 0; i < crew.n_threads; i++)
+    for (int tries = 0; all[i].times.load(std::memory_order_acquire) < now; tries++) {
       // a thread that others keep from running must get a processor
       if (tries > 4000) sched_yield();
 #if defined(__x86_64__)
       else _mm_pause();
 #endif
     }
-  }
-};
+}
 
 static void run(const Record *records, int64_t n, const Step &known) {
-  static thread_local std::vector<Taken> room;
-  room.assign(n, {});
-  Taken *taken = room.data();
-  Barrier barrier;
+  Counters counters(n);
+  std::vector<Came> came(Crew::most());
 #pragma omp parallel
   {
     Step step = known;
     step.crew = Crew::here();
     for (int64_t i = 0; i < n; i++) {
-      if (records[i].waits && step.crew.n_threads > 1) barrier.wait(step.crew.n_threads);
-      records[i].run(step, taken[i]);
+      if (records[i].waits && step.crew.n_threads > 1) meet(came, step.crew);
+      records[i].run(step, counters.of(i));
     }
   }
 }

@@ -26,11 +26,11 @@ static void linear(const Matrix &w, const T *x, int64_t B, const T *bias, T *y) 
   Ready ready;
   const Inputs in = ready.of(w, x, B);
   const int64_t least = least_rows(w);
-  Taken taken;
+  Counters counters;
 #pragma omp parallel
   {
     const Crew crew = Crew::here();
-    for (int64_t first, last; take(taken, w.N, least, crew, first, last);)
+    for (int64_t first, last; take(counters.of(), w.N, least, crew, first, last);)
       multiply(w, first, last, in, [&](int64_t b, int64_t n, float value) {
         store1(y + b * w.N + n, bias ? value + load1(bias + n) : value);
       });

@@ -14,6 +14,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+#include <vector>
 
 #include "vec.h"
 
@@ -449,30 +450,55 @@ struct Crew {
     return {};
 #endif
   }
+  static int64_t most() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+  }
 };
 
-// How much of some work has been taken, from its front (low half) and from its back (high half), on a cache line of its
-// own. Half of the threads take from either end and meet where they happen to: at every token a thread sees the rows and
-// states that its own caches know, and yet a disturbed one is helped.
-struct alignas(64) Taken {
-  uint64_t ends = 0;
+// How much of each thread's share of some work has been taken: by itself from the front (low half), by others who have
+// finished theirs from the back (high half).
+struct Taken {
+  uint64_t *ends;
+  int64_t apart;  // from one thread's to the next one's
 };
 
-// the next of n pieces for this thread, [first, last): many at first, `least` at the end; false when none are left
-static inline bool take(Taken &taken, int64_t n, int64_t least, const Crew &crew, int64_t &first, int64_t &last) {
-  uint64_t seen = __atomic_load_n(&taken.ends, __ATOMIC_RELAXED), want;
-  do {
-    const int64_t front = seen & 0xffffffff, back = seen >> 32, left = n - front - back;
-    if (left <= 0) return false;
-    int64_t part = left / (2 * crew.n_threads);
-    part = part < least ? least : part / least * least;
-    part = part < left ? part : left;
-    const bool from_back = crew.thread & 1;
-    first = from_back ? n - back - part : front;
-    last = first + part;
-    want = seen + ((uint64_t)part << (from_back ? 32 : 0));
-  } while (!__atomic_compare_exchange_n(&taken.ends, &seen, want, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-  return true;
+// Counters of several pieces of work, one after the other. Each thread has its own on lines that nobody else asks for
+// before the end: a line that another one has written takes as long to come as fifty products
+struct Counters {
+  int64_t apart;
+  std::vector<uint64_t> room;
+
+  explicit Counters(int64_t works = 1) : apart(works + 8), room(apart * Crew::most()) {}
+  Taken of(int64_t work = 0) { return {room.data() + work, apart}; }
+};
+
+// the next of n pieces for this thread, [first, last): many at first, though not above `most`, `least` at the end;
+// false when none are left.
+// Shares lie one after the other: at every token a thread sees the rows and states that its own caches know, and yet a
+// disturbed one is helped
+static inline bool take(const Taken &taken, int64_t n, int64_t least, const Crew &crew, int64_t &first, int64_t &last,
+                        int64_t most = INT64_MAX) {
+  for (int64_t i = 0; i < crew.n_threads; i++) {
+    const int64_t whose = (crew.thread + i) % crew.n_threads;
+    const int64_t begin = n * whose / crew.n_threads, end = n * (whose + 1) / crew.n_threads;
+    uint64_t *ends = taken.ends + whose * taken.apart, seen = __atomic_load_n(ends, __ATOMIC_RELAXED);
+    for (;;) {
+      const int64_t front = seen & 0xffffffff, back = seen >> 32, left = end - begin - front - back;
+      if (left <= 0) break;
+      int64_t part = left / 2 < most ? left / 2 : most;
+      part = part < least ? least : part;
+      part = part < left ? part : left;
+      first = i ? end - back - part : begin + front;
+      last = first + part;
+      const uint64_t want = seen + ((uint64_t)part << (i ? 32 : 0));
+      if (__atomic_compare_exchange_n(ends, &seen, want, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return true;
+    }
+  }
+  return false;
 }
 // about 16 KB of weights, in fours, which are worked together
 static inline int64_t least_rows(const Matrix &w) {

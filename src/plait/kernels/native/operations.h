@@ -74,12 +74,12 @@ struct Stored {
 };
 
 struct Work {
-  Taken &taken;
+  Taken taken;
   const Step &step;
 
   bool item(int64_t n, int64_t &i) const {
     int64_t end;
-    return take(taken, n, 1, {n, step.crew.thread}, i, end);
+    return take(taken, n, 1, step.crew, i, end, 1);
   }
   bool part(int64_t n, int64_t least, int64_t &first, int64_t &last) const {
     return take(taken, n, least, step.crew, first, last);

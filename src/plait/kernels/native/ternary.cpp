@@ -76,7 +76,7 @@ static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, 
   std::vector<int8_t> room(B * ld + LINE);
   int8_t *codes = aligned(room.data());
   std::vector<Row> rows(B);
-  std::vector<Taken> taken(passes);
+  Counters counters(passes);
 #pragma omp parallel
   {
     const Crew crew = Crew::here();
@@ -91,7 +91,7 @@ static void linear(const uint8_t *w, const float *scales, int64_t N, int64_t K, 
       const int64_t b = pass * AT_ONCE, count = b + AT_ONCE < B ? AT_ONCE : B - b;
       const auto shifted = [&](int64_t i, int64_t n, float value) { out(b + i, n, value); };
       const int64_t least = count <= FEW ? 16384 / (blocks * BLOCK_BYTES) + 1 : 4 * TILE;
-      for (int64_t first, last; take(taken[pass], N, least, crew, first, last);)
+      for (int64_t first, last; take(counters.of(pass), N, least, crew, first, last);)
         if (count <= FEW)
           ternary_multiply(w, scales, K, first, last, codes + b * ld, rows.data() + b, count, shifted);
         else multiply_many(w, scales, K, first, last, codes + b * ld, rows.data() + b, count, shifted);
