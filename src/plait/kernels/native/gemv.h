@@ -316,36 +316,55 @@ static inline __m512i nibbles(const uint8_t *p) {
 }
 
 // codes are taken from 0 up; what lies around 8 comes off at the end, with the sums of x. A group is 2^shift blocks of 64
-// columns, or half of one. The bare loop matters: what the core decodes bounds it, not what it multiplies
-template <int B, bool HALVES>
+// columns, or half of one. The bare loop matters: what the core decodes bounds it, not what it multiplies. y[r * B + b] of
+// R rows and B x: several rows share what is read of x, and each has a sum of its own, so that none waits for the last
+template <int R, int B, bool HALVES>
 static inline void int4_fixed(const uint8_t *w, int64_t K, int64_t groups, const float *scales, int shift,
-                              const int16_t *x, const float *steps, const float *sums, int64_t ld, float (&y)[B]) {
-  float sizes[B][MOST_GROUPS];
-  vf acc[B] = {}, rest[B] = {};
+                              const int16_t *x, const float *steps, const float *sums, int64_t ld,
+                              float (&y)[R * B]) {
+  float sizes[R * B][MOST_GROUPS];
+  vf acc[R * B] = {}, rest[R * B] = {};
   for (int64_t g = 0; g < groups; g += W) {
     const __mmask16 some = groups - g < W ? (1 << (groups - g)) - 1 : 0xffff;
-    const vf scale = (vf)_mm512_maskz_loadu_ps(some, scales + g);
-    for (int b = 0; b < B; b++) {
-      store(sizes[b] + g, scale * (vf)_mm512_maskz_loadu_ps(some, steps + b * ld + g));
-      rest[b] -= 8.0f * scale * (vf)_mm512_maskz_loadu_ps(some, sums + b * ld + g);
+    for (int i = 0; i < R * B; i++) {
+      const int r = i / B, b = i % B;
+      const vf scale = (vf)_mm512_maskz_loadu_ps(some, scales + r * groups + g);
+      store(sizes[i] + g, scale * (vf)_mm512_maskz_loadu_ps(some, steps + b * ld + g));
+      rest[i] -= 8.0f * scale * (vf)_mm512_maskz_loadu_ps(some, sums + b * ld + g);
     }
   }
-  const int64_t blocks = (uint64_t)K / 64;
+  // further ahead than the rows at work
+  const int64_t row = K / 2, far = R * row > AHEAD ? R * row : AHEAD, blocks = (uint64_t)K / 64;
   for (int64_t i = 0; i < blocks; i++, w += 32, x += 64) {
-    if (i % 2 == 0) ask(w);
-    const __m512i codes = nibbles(w);
     const int64_t g = HALVES ? 2 * i : i >> shift;
-    for (int b = 0; b < B; b++) {
-      const int16_t *q = x + b * ld;
-      const __m512i high = _mm512_dpbusd_epi32(__m512i{}, codes, _mm512_loadu_si512(q));
-      const __m512i whole = _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 8), codes, _mm512_loadu_si512(q + 32));
-      vf size = all(sizes[b][g]);
-      if (HALVES) size = (vf)_mm512_mask_blend_ps(0xff00, (__m512)size, _mm512_set1_ps(sizes[b][g + 1]));
-      acc[b] += (vf)_mm512_cvtepi32_ps(whole) * size;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      if (i % 2 == 0) __builtin_prefetch(w + r * row + far, 0, 2);
+      const __m512i codes = nibbles(w + r * row);
+#pragma GCC unroll 4
+      for (int b = 0; b < B; b++) {
+        const int16_t *q = x + b * ld;
+        const __m512i high = _mm512_dpbusd_epi32(__m512i{}, codes, _mm512_loadu_si512(q));
+        const __m512i whole = _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 8), codes, _mm512_loadu_si512(q + 32));
+        const float *mine = sizes[r * B + b] + g;
+        vf size = all(mine[0]);
+        if (HALVES) size = (vf)_mm512_mask_blend_ps(0xff00, (__m512)size, _mm512_set1_ps(mine[1]));
+        acc[r * B + b] += (vf)_mm512_cvtepi32_ps(whole) * size;
+      }
     }
   }
   const vf parts = (vf)_mm512_insertf32x8(_mm512_set1_ps(1), _mm256_set1_ps(1.0f / 16), 1);
-  for (int b = 0; b < B; b++) y[b] = sum(rest[b] + parts * acc[b]);
+  for (int i = 0; i < R * B; i++) y[i] = sum(rest[i] + parts * acc[i]);
+}
+
+template <int R, int B>
+static inline void int4_rows(const Matrix &w, int64_t n, const Inputs &in, int64_t b, const float *scales,
+                             float (&y)[R * B]) {
+  const auto work = w.group < 64 ? int4_fixed<R, B, true> : int4_fixed<R, B, false>;
+  const int shift = w.group < 64 ? 0 : __builtin_ctzll(w.group) - 6;
+  const int64_t at = b * in.ld;
+  work((const uint8_t *)w.codes + n * w.row_bytes(), w.K, w.groups(), scales, shift, in.fixed + at, in.steps + at,
+       in.sums + at, in.ld, y);
 }
 #endif
 
@@ -356,15 +375,10 @@ static inline void one_row(const Matrix &w, int64_t n, const Inputs &in, int64_t
   const float *x = in.x + b * in.ld;
   const int shift = w.scales ? __builtin_ctzll(w.group) : 0;
 #if defined(__AVX512BF16__)
+  if (in.fixed && w.format == INT4) return int4_rows<1, B>(w, n, in, b, scales, y);
   if (in.fixed) {
-    const int16_t *fixed = in.fixed + b * in.ld;
-    const float *steps = in.steps + b * in.ld, *sums = in.sums + b * in.ld;
-    if (w.format == INT4 && w.group < 64)
-      return int4_fixed<B, true>(p, w.K, w.groups(), scales, 0, fixed, steps, sums, in.ld, y);
-    if (w.format == INT4)
-      return int4_fixed<B, false>(p, w.K, w.groups(), scales, shift - 6, fixed, steps, sums, in.ld, y);
-    if (w.zeros) return int8_fixed<B, true>(p, w.K, w.group, scales, fixed, steps, in.ld, y);
-    return int8_fixed<B, false>(p, w.K, w.group, scales, fixed, steps, in.ld, y);
+    const auto work = w.zeros ? int8_fixed<B, true> : int8_fixed<B, false>;
+    return work(p, w.K, w.group, scales, in.fixed + b * in.ld, in.steps + b * in.ld, in.ld, y);
   }
 #endif
   if (w.format == FP32) return plain<B>((const float *)p, w.K, x, in.ld, y);
@@ -386,29 +400,39 @@ static inline float zeros_part(const Matrix &w, int64_t n, const float *scales, 
 // rows first ... last - 1: out(b, n, value) takes each result
 template <typename Out>
 static inline void multiply(const Matrix &w, int64_t first, int64_t last, const Inputs &in, const Out &out) {
-  float scales[MOST_GROUPS];
+  constexpr int SOME = 4;
+  float scales[SOME * MOST_GROUPS];
   const int64_t groups = w.groups();
+  const auto give = [&](int64_t b, int64_t n, const float *scales, float value) {
+    out(b, n, w.zeros ? value - zeros_part(w, n, scales, in.sums + b * in.ld) : value);
+  };
   int64_t n = first;
 #if defined(__AVX512BF16__)
   // one x alone waits for memory, which one stream of rows uses best
   for (; in.half && in.B > 1 && n + 4 <= last; n += 4) tiles<4>(w, n, in, out);
   for (; in.half && n < last; n++) tiles<1>(w, n, in, out);
+  // but codes of four bits take as long to multiply
+  for (; in.fixed && w.format == INT4 && in.B < SOME && n + SOME <= last; n += SOME) {
+    widen(w.scales + n * groups, scales, SOME * groups);
+    for (int64_t b = 0; b < in.B; b++) {
+      float y[SOME];
+      int4_rows<SOME, 1>(w, n, in, b, scales, y);
+      for (int r = 0; r < SOME; r++) give(b, n + r, scales + r * groups, y[r]);
+    }
+  }
 #endif
   for (; n < last; n++) {
     widen(w.scales + n * groups, scales, groups);
-    auto give = [&](int64_t b, float value) {
-      out(b, n, w.zeros ? value - zeros_part(w, n, scales, in.sums + b * in.ld) : value);
-    };
     int64_t b = 0;
-    for (; b + 4 <= in.B; b += 4) {
-      float y[4];
-      one_row<4>(w, n, in, b, scales, y);
-      for (int i = 0; i < 4; i++) give(b + i, y[i]);
+    for (; b + SOME <= in.B; b += SOME) {
+      float y[SOME];
+      one_row<SOME>(w, n, in, b, scales, y);
+      for (int i = 0; i < SOME; i++) give(b + i, n, scales, y[i]);
     }
     for (; b < in.B; b++) {
       float y[1];
       one_row<1>(w, n, in, b, scales, y);
-      give(b, y[0]);
+      give(b, n, scales, y[0]);
     }
   }
 }
@@ -476,26 +500,27 @@ struct Counters {
   Taken of(int64_t work = 0) { return {room.data() + work, apart}; }
 };
 
-// the next of n pieces for this thread, [first, last): many at first, though not above `most`, `least` at the end;
-// false when none are left.
-// Shares lie one after the other: at every token a thread sees the rows and states that its own caches know, and yet a
-// disturbed one is helped
+// The next of n pieces for this thread, [first, last): whole multiples of `least`, many at first but at most `most` of
+// them; false when none are left. Shares lie one after the other: at every token a thread sees the rows and states that
+// its own caches know, and yet a disturbed one is helped
 static inline bool take(const Taken &taken, int64_t n, int64_t least, const Crew &crew, int64_t &first, int64_t &last,
                         int64_t most = INT64_MAX) {
+  const int64_t units = (n + least - 1) / least;
   for (int64_t i = 0; i < crew.n_threads; i++) {
     const int64_t whose = (crew.thread + i) % crew.n_threads;
-    const int64_t begin = n * whose / crew.n_threads, end = n * (whose + 1) / crew.n_threads;
+    const int64_t begin = units * whose / crew.n_threads, end = units * (whose + 1) / crew.n_threads;
     uint64_t *ends = taken.ends + whose * taken.apart, seen = __atomic_load_n(ends, __ATOMIC_RELAXED);
     for (;;) {
       const int64_t front = seen & 0xffffffff, back = seen >> 32, left = end - begin - front - back;
       if (left <= 0) break;
-      int64_t part = left / 2 < most ? left / 2 : most;
-      part = part < least ? least : part;
-      part = part < left ? part : left;
-      first = i ? end - back - part : begin + front;
-      last = first + part;
+      const int64_t half = (left + 1) / 2, part = half < most ? half : most;
+      const int64_t at = i ? end - back - part : begin + front;
       const uint64_t want = seen + ((uint64_t)part << (i ? 32 : 0));
-      if (__atomic_compare_exchange_n(ends, &seen, want, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return true;
+      if (__atomic_compare_exchange_n(ends, &seen, want, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        first = at * least;
+        last = (at + part) * least < n ? (at + part) * least : n;
+        return true;
+      }
     }
   }
   return false;
