@@ -1,8 +1,8 @@
 // What a tape can do: one struct per operation, its members in the order in which Python writes them, eight bytes each.
 //
-// Threads take work in pieces from a counter that they share. What is cheap (norms, gates, the merging of attention's
-// spans) every thread computes for itself at the start of the linear layer that reads it: one barrier less. Activations
-// are float32, (B, width) each.
+// Threads take work in pieces, each from a share of its own, then from the others'. What is cheap (norms, gates, the
+// merging of attention's spans) every thread computes for itself at the start of the linear layer that reads it: one
+// barrier less. Activations are float32, (B, width) each.
 #pragma once
 #include <vector>
 
