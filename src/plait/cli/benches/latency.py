@@ -1,7 +1,7 @@
 """How well a library of measured blocks tells the time of models that were never run: random architectures, both ways.
 
     predicted = rest + sum of blocks (compress/library.py);  measured = the model itself, run as the engine runs it,
-                half before its parts and half after them
+                before, between and after those blocks
     error     = |predicted / measured - 1|;  rank correlation is Spearman's, equal values sharing their mean rank
 
 Architectures differ in width, depth, order of layers and the size of every layer, as those of a search do. The first
@@ -9,6 +9,7 @@ length and the first recipe that are given count.
 """
 
 import logging
+import math
 import random
 import statistics
 import tempfile
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 TOKENS, VOCAB = 512, 8192
 WIDTHS = (256, 384, 512)
 WHAT = ("prefill", "decode")
+# parts in which architectures are predicted, with measurements of all between them
+GOES = 4
 # what the issue of compression asks for
 MAX_ERROR, MIN_RANK = 0.10, 0.95
 
@@ -63,25 +66,24 @@ def measure(inputs: Inputs) -> Report:
         library = BlockLibrary(path=path, rounds=inputs.rounds)
         costs, known = Costs(load=load, numbers=Numbers(weights=weights), clock=library), len(library.entries)
 
-        def predict() -> list[Times]:
+        def predict(some: Sequence[ModelConfig]) -> list[Times]:
             totals = []
-            for config in configs:
+            for config in some:
                 library.footprint = read_bytes(config, load, weights)
                 totals.append(costs.total(config))
             return [(total.prefill_s, total.decode_s) for total in totals]
 
-        # models before and after their parts, as the machine's speed drifts
-        log.info("%d models before their parts", len(models))
-        before = run(models, load, rounds=inputs.rounds)
-        log.info("their parts")
-        predicted = library.together(predict)
-        log.info("the models again")
-        after = run(models, load, rounds=inputs.rounds)
+        # models between their parts, as the machine's speed drifts
+        rounds, each = math.ceil(inputs.rounds / GOES), math.ceil(inputs.count / GOES)
+        predicted, measured = [], [run(models, load, rounds=rounds)]
+        for first in range(0, inputs.count, each):
+            predicted += library.together(lambda some=configs[first : first + each]: predict(some))
+            measured.append(run(models, load, rounds=rounds))
+            log.info("%d of %d predicted", len(predicted), inputs.count)
         report.add("blocks measured", len(library.entries) - known)
     pairs: dict[str, Pairs] = {what: [] for what in WHAT}
-    for i, (config, told, *times) in enumerate(zip(configs, predicted, before, after, strict=True)):
-        measured = map(statistics.fmean, zip(*times, strict=True))
-        both = dict(zip(WHAT, zip(told, measured, strict=True), strict=True))
+    for i, (config, told, *times) in enumerate(zip(configs, predicted, *measured, strict=True)):
+        both = dict(zip(WHAT, zip(told, map(statistics.fmean, zip(*times, strict=True)), strict=True), strict=True))
         for what, pair in both.items():
             pairs[what].append(pair)
         words = ", ".join(f"{w} {p * 1e3:.2f} ms for {m * 1e3:.2f}" for w, (p, m) in both.items())
