@@ -4,7 +4,7 @@ A prompt is read in pieces, as the engine reads it; a decode step begins at a ca
 keys and values (speed depends on how much there is to read, not on what it says). On a GPU steps are not captured as
 graphs here, so that small models seem slower than the engine decodes them. Several models are measured in turns,
 because a machine's speed drifts, and a difference of two times is only as good as their common ground: their caches are
-warmed by a step or two that do not count.
+warmed by steps that do not count.
 
 Numbers  seconds: of the processor where one thread computes on it, which other programs disturb less; else of the wall.
 """
@@ -27,11 +27,12 @@ from plait.model.plan import PIECE
 from plait.precision.recipe import ALWAYS_FLOAT32
 
 # steps in a measurement, and measurements for one of a prompt: steps are short, so that more of them cost nothing
-STEPS, STEP_ROUNDS = 8, 3
-# steps before those: another model has run meanwhile, and its bytes are in the caches
-WARM = 2
+STEPS, STEP_ROUNDS = 8, 2
+# steps before those, and seconds after which it is enough of them: another model has run meanwhile, and a cache of many
+# megabytes takes a dozen passes until it holds what it can hold of this one
+WARM, WARM_S = 12, 0.015
 # share of the measurements that counts as disturbed at either end
-DISTURBED = 1 / 8
+DISTURBED = 1 / 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,32 +92,42 @@ def measure(models: Sequence[Hybrid], load: Load, *, rounds: int = 5, piece: int
     Args:
         models: in the numbers in which they are to be measured; they run in turns.
         load: how many sequences, how long.
-        rounds: times that the prompts are read, and a third of the measurements of steps.
+        rounds: times that the prompts are read, and half of the measurements of steps.
         piece: tokens of all prompts that are read at once.
     """
-    prefill = in_turns([prompts(model, load, piece=piece) for model in models], rounds)
-    rounds *= STEP_ROUNDS
-    decode = in_turns([steps(model, load, rounds=rounds) for model in models], rounds)
-    return list(zip(map(typical, prefill), map(typical, decode), strict=True))
+    reads = [prompts(model, load, piece=piece) for model in models]
+    found = _both(reads, [steps(model, load, rounds=_calls(rounds)) for model in models], rounds)
+    return list(zip(found[: len(models)], found[len(models) :], strict=True))
 
 
 def seconds_of(runs: Iterable[Run], *, rounds: int, device: str = "cpu") -> dict[Run, float]:
-    """How long each call takes, all of them in turns; `rounds` of prompts, and thrice as many of steps."""
+    """How long each call takes, all of them in turns; `rounds` of prompts, and twice as many of steps."""
     runs = dict.fromkeys(runs)
     named = dict.fromkeys((run.config, run.weights) for run in runs)
     models = {name: ready(*name, device=device, seed=seed) for seed, name in enumerate(named)}
-    found: dict[Run, float] = {}
-    for is_step, times in ((False, rounds), (True, STEP_ROUNDS * rounds)):
-        mine = [run for run in runs if (run.tokens == 0) == is_step]
-        sides = [_side(models[run.config, run.weights], run, times) for run in mine]
-        found |= zip(mine, map(typical, in_turns(sides, times)), strict=True)
-    return found
+    kinds = [run for run in runs if run.tokens], [run for run in runs if not run.tokens]
+
+    def read(run: Run) -> Callable[[], float]:
+        return one_piece(models[run.config, run.weights], run.load.batch, run.tokens, run.depth, n_logits=0)
+
+    def step(run: Run) -> Callable[[], float]:
+        return steps(models[run.config, run.weights], run.load, rounds=_calls(rounds))
+
+    found = _both([read(run) for run in kinds[0]], [step(run) for run in kinds[1]], rounds)
+    return dict(zip((*kinds[0], *kinds[1]), found, strict=True))
 
 
-def _side(model: Hybrid, run: Run, rounds: int) -> Callable[[], float]:
-    if not run.tokens:
-        return steps(model, run.load, rounds=rounds)
-    return one_piece(model, run.load.batch, run.tokens, run.depth, n_logits=0)
+def _both(reads: list[Callable[[], float]], steps: list[Callable[[], float]], rounds: int) -> list[float]:
+    """Typical seconds of sides of both kinds, in turns with each other, those of steps more often."""
+    found = in_turns(reads + steps * STEP_ROUNDS, rounds)
+    read, rest = found[: len(reads)], found[len(reads) :]
+    each = [sum(rest[i :: len(steps)], []) for i in range(len(steps))]
+    return [typical(values) for values in read + each]
+
+
+def _calls(rounds: int) -> int:
+    """Calls of a side of steps in so many turns, but for the one that `steps` makes room for itself."""
+    return STEP_ROUNDS * (rounds + 1) - 1
 
 
 def typical(seconds: Sequence[float]) -> float:
@@ -146,8 +157,11 @@ def steps(model: Hybrid, load: Load, *, rounds: int, count: int = STEPS) -> Call
 
     @torch.inference_mode()
     def side() -> float:
+        begun = _now(model)
         for _ in range(WARM):
             model(ids, cache=cache, n_logits=1)
+            if _now(model) - begun > WARM_S:
+                break
         begun = _now(model)
         for _ in range(count):
             model(ids, cache=cache, n_logits=1)

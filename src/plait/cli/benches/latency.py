@@ -27,7 +27,7 @@ from plait.compress.costs import Costs, Load
 from plait.compress.library import BlockLibrary
 from plait.compress.numbers import Numbers
 from plait.compress.stopwatch import measure as run
-from plait.compress.stopwatch import ready
+from plait.compress.stopwatch import ready, typical
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
 from plait.model.layers.attention import Attention
@@ -74,7 +74,7 @@ def measure(inputs: Inputs) -> Report:
             return [(total.prefill_s, total.decode_s) for total in totals]
 
         # models between their parts, as the machine's speed drifts
-        rounds, each = math.ceil(inputs.rounds / GOES), math.ceil(inputs.count / GOES)
+        rounds, each = max(1, inputs.rounds // GOES), math.ceil(inputs.count / GOES)
         predicted, measured = [], [run(models, load, rounds=rounds)]
         for first in range(0, inputs.count, each):
             predicted += library.together(lambda some=configs[first : first + each]: predict(some))
@@ -83,7 +83,7 @@ def measure(inputs: Inputs) -> Report:
         report.add("blocks measured", len(library.entries) - known)
     pairs: dict[str, Pairs] = {what: [] for what in WHAT}
     for i, (config, told, *times) in enumerate(zip(configs, predicted, *measured, strict=True)):
-        both = dict(zip(WHAT, zip(told, map(statistics.fmean, zip(*times, strict=True)), strict=True), strict=True))
+        both = dict(zip(WHAT, zip(told, map(typical, zip(*times, strict=True)), strict=True), strict=True))
         for what, pair in both.items():
             pairs[what].append(pair)
         words = ", ".join(f"{w} {p * 1e3:.2f} ms for {m * 1e3:.2f}" for w, (p, m) in both.items())
