@@ -12,7 +12,7 @@ from plait.compress.blocks import about_layer, about_rest, footprint_class, read
 from plait.compress.costs import Costs, Load
 from plait.compress.library import BlockLibrary, knots
 from plait.compress.numbers import Numbers, layer_weights
-from plait.compress.stopwatch import filled, in_turns, measure, prompts, ready, typical
+from plait.compress.stopwatch import Run, filled, in_turns, prompts, ready, seconds_of, typical
 from plait.config import ConfigError
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
@@ -194,12 +194,13 @@ def test_what_is_asked_together_is_measured_in_turns(tmp_path: Path, monkeypatch
     def ask() -> list[tuple[float, float]]:
         return [clock.layer(MLP(d_ff=n), 32, load, numbers) for n in (64, 128, 64)]
 
-    assert clock.together(ask) == [(96.0, 128.0), (160.0, 256.0), (96.0, 128.0)]
+    whole = Run(config=replace(CONFIG, layers=(MLP(d_ff=8),)), weights="bf16", load=load)
+    assert clock.together(ask, beside=[whole]) == ([(96.0, 128.0), (160.0, 256.0), (96.0, 128.0)], {whole: 26.0})
     # steps and prompts of the host, which both have, and of two models for each layer
-    assert groups == [2 + 2 * 2]
-    assert clock.together(ask) == ask() and len(groups) == 1
+    assert groups == [2 + 2 * 2 + 1]
+    assert clock.together(ask) == (ask(), {}) and len(groups) == 1
     # what takes more memory than there is room for is measured one after the other
-    monkeypatch.setattr(library_file, "ROOM", 1.0)
+    monkeypatch.setattr(library_file, "ROOM", 0.0)
     clock.together(lambda: [clock.layer(MLP(d_ff=n), 32, load, numbers) for n in (256, 512)])
     assert groups[1:] == [4, 4]
 
@@ -265,7 +266,9 @@ def test_a_model_is_measured_in_the_numbers_in_which_it_would_be_loaded(weights:
     assert held["blocks.0.mixer.A_log"] == torch.float32
     assert held["embed.weight"] == (torch.float32 if weights == "fp32" else torch.bfloat16)
     assert ("blocks.1.mixer.down_proj.codes" in held) == (weights == "int8-32")
-    assert all(seconds > 0 for seconds in measure([model], LOAD, rounds=1)[0])
+    step = Run(config=CONFIG, weights=weights, load=LOAD)
+    found = seconds_of([step, replace(step, is_whole=True)], rounds=1)
+    assert len(found) == 2 and all(seconds > 0 for seconds in found.values())
 
 
 @pytest.mark.parametrize("piece", [7, 40, 2048])

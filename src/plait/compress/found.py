@@ -28,9 +28,6 @@ from plait.formats.checkpoint import Checkpoint
 from plait.model.config import ModelConfig
 from plait.model.hybrid import Hybrid
 
-# how layers are compared
-MEASURE = "mse"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
@@ -128,7 +125,7 @@ def search(given: Given) -> Found:
 def _minipuzzle(given: Given) -> tuple[list[Named], dict[str, object]]:
     job, config = given.job, given.teacher.config
     space = space_around(config, depth=job.space.depth, width=job.space.width, steps=job.space.steps)
-    fitting = fit(config, space, given.scores.layers[MEASURE], given.budget, given.costs)
+    fitting = fit(config, space, given.scores.layers[job.scoring.layers_by], given.budget, given.costs)
     fitting.require()
     plans = _promising(fitting.plans, job.candidates, given)
     given.say(
@@ -159,7 +156,7 @@ def _minipuzzle(given: Given) -> tuple[list[Named], dict[str, object]]:
 
 def _promising(plans: Sequence[Plan], most: int, given: Given) -> list[Plan]:
     """Those that keep the most important layers and the most parameters, where there are too many to run all."""
-    importance, whole = given.scores.layers[MEASURE], given.teacher.config.cost().params
+    importance, whole = given.scores.layers[given.job.scoring.layers_by], given.teacher.config.cost().params
 
     def lost(plan: Plan) -> float:
         gone = 1 - sum(importance[i] for i in plan.kept) / max(sum(importance), 1e-30)

@@ -27,12 +27,14 @@ LR_WIDTH, MOST_LR = 0.4, 1e-3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
     """batches: of calibration text for the width axes. layer_batches: of them for removing layers. rounds: of the
-    iterative removal, 0 for as many as layers go.
+    iterative removal. layers_by: how layers are compared (layers.py): "mse" of logits, "input" of the head's input, or
+    "loss", the logarithm of perplexity's ratio, which costs the head once more for every layer.
     """
 
     batches: int = 32
     layer_batches: int = 4
     rounds: int = 1
+    layers_by: Literal["mse", "input", "loss"] = "mse"
 
     def __post_init__(self) -> None:
         for name in ("batches", "layer_batches", "rounds"):

@@ -16,11 +16,13 @@ import functools
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from plait.compress.blocks import LARGE, Question, Times, about_layer, about_rest, footprint_class, read_bytes
@@ -36,8 +38,8 @@ from plait.model.layers.moe import MoE
 from plait.model.plan import PIECE
 from plait.train.metrics import write_whole
 
-# bytes of the models that are held at once to be measured in turns
-ROOM = 2**31
+# share of the free memory for models that are held at once to be measured in turns
+ROOM = 1 / 4
 
 Key = dict[str, object]
 Found = TypeVar("Found")
@@ -67,19 +69,20 @@ class BlockLibrary:
     def __post_init__(self) -> None:
         self.entries = _read(self.path)
 
-    def together(self, ask: Callable[[], Found]) -> Found:
-        """What `ask` gives, after everything it asks of this clock was measured in turns.
+    def together(self, ask: Callable[[], Found], beside: Sequence[Run] = ()) -> tuple[Found, dict[Run, float]]:
+        """What `ask` gives, after everything it asks of this clock was measured in turns; and seconds of other calls.
 
         Args:
             ask: called twice; the first time what is not known takes no time, only to see what that is.
+            beside: calls to measure in the same turns.
         """
         self._wanted = wanted = {}
         try:
             ask()
         finally:
             self._wanted = None
-        self._measure(wanted)
-        return ask()
+        seconds = self._measure(wanted, beside)
+        return ask(), seconds
 
     def layer(self, spec: LayerSpec, d_model: int, load: Load, numbers: Numbers) -> Times:
         """Seconds of prefill and of a decode step of one layer; measured now if it is not known."""
@@ -117,31 +120,35 @@ class BlockLibrary:
             self._measure(wanted)
         return self.entries[key]
 
-    def _measure(self, wanted: Mapping[str, Question]) -> None:
-        for group in _groups(wanted):
+    def _measure(self, wanted: Mapping[str, Question], beside: Sequence[Run] = ()) -> dict[Run, float]:
+        each = []
+        for group in list(_groups(wanted)) or ([[]] if beside else []):
             if self.on_measure is not None:
                 for key in group:
                     self.on_measure(json.dumps(json.loads(key)["block"]))
             runs = [run for key in group for run in wanted[key].runs]
-            seconds = seconds_of(runs, rounds=self.rounds, device=self.device)
+            seconds = seconds_of([*runs, *beside], rounds=self.rounds, device=self.device)
+            each.append(seconds)
             # what others have measured meanwhile stays
             found = {key: wanted[key].answer(seconds) for key in group}
             self.entries = _read(self.path) | self.entries | found
             _write(self.path, self.entries)
+        return {run: statistics.fmean(seconds[run] for seconds in each) for run in beside}
 
 
 def together(costs: Costs, ask: Callable[[], Found]) -> Found:
     """What `ask` gives; if these costs have a clock that measures, all that it needs is measured in turns."""
-    return costs.clock.together(ask) if isinstance(costs.clock, BlockLibrary) else ask()
+    return costs.clock.together(ask)[0] if isinstance(costs.clock, BlockLibrary) else ask()
 
 
 def _groups(wanted: Mapping[str, Question]) -> Iterator[list[str]]:
     """Keys of questions whose models fit together into memory; one that does not fit is alone."""
     group: list[str] = []
+    room = ROOM * psutil.virtual_memory().available
     models: dict[object, float] = {}
     for key, question in wanted.items():
         mine = {(run.config, run.weights): _bytes(run) for run in question.runs}
-        if group and sum((models | mine).values()) > ROOM:
+        if group and sum((models | mine).values()) > room:
             yield group
             group, models = [], {}
         group.append(key)

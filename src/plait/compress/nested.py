@@ -14,7 +14,6 @@ from plait.compress.budget import Budget
 from plait.compress.costs import Costs
 from plait.compress.distill import MODEL, keep, student
 from plait.compress.elastic import WHOLE, Elastic, Sizes
-from plait.compress.found import MEASURE
 from plait.compress.grid import Space, fit, space_around
 from plait.compress.job import Job
 from plait.compress.pipeline import Compression
@@ -44,7 +43,7 @@ def nested(teacher: ModelConfig, shares: Sequence[float], scores: Scores, job: J
     if not shares or not all(0 < share < 1 for share in shares):
         raise ValueError(f"elastic={','.join(map(str, shares))}: give shares of the parameters between 0 and 1")
     space = space_around(teacher, depth=job.space.depth, width=job.space.width, steps=job.space.steps)
-    importance, params = scores.layers[MEASURE], teacher.cost().params
+    importance, params = scores.layers[job.scoring.layers_by], teacher.cost().params
     found: dict[str, Plan] = {}
     for share in sorted(set(shares), reverse=True):
         fitting = fit(teacher, space, importance, Budget(params=int(share * params)), Costs())

@@ -21,7 +21,7 @@ from plait.model.config import ModelConfig
 from plait.model.hybrid import Block, recipe_of
 from plait.model.layer import LayerSpec
 from plait.model.layers import KINDS
-from plait.model.layers.moe import MoE
+from plait.model.plan import left_out
 from plait.precision import RECIPES
 from plait.precision.linear import Linear
 from plait.precision.recipe import ALWAYS_FLOAT32, PrecisionRecipe
@@ -101,14 +101,10 @@ def _bits(value: str | float, names: dict[str, float], field: str, known: tuple[
 def layer_weights(spec: LayerSpec, d_model: int, weights: str | float = "bf16", tokens: int = 1) -> Held:
     """Bytes of one layer, its norm included.
 
-    Of experts a pass reads those that its tokens choose, on average if all are chosen alike: k of E by one token,
-    E (1 - (1 - k / E)^tokens) by several.
+    Of experts a pass reads those that its tokens choose, as in model/plan.py.
     """
     held = _by_one_token(spec, d_model, weights)
-    if not isinstance(spec, MoE):
-        return held
-    left = (1 - spec.n_chosen / spec.n_experts) ** (tokens - 1)
-    return Held(stored=held.stored, read=held.stored - (held.stored - held.read) * left)
+    return Held(stored=held.stored, read=held.stored - (held.stored - held.read) * left_out(spec) ** (tokens - 1))
 
 
 @cache

@@ -112,7 +112,8 @@ class Compression:
             batches = self._batches(job.scoring.batches)
             scores = score(model, batches, folder=folder / "width", seed=job.seed)
             few = batches[: job.scoring.layer_batches]
-            layers = score_layers(model, few, rounds=job.scoring.rounds, folder=folder / "layers")
+            how = {"by": job.scoring.layers_by, "rounds": job.scoring.rounds}
+            layers = score_layers(model, few, folder=folder / "layers", **how)
             scores.with_layers(layers).save(folder / SCORES)
 
         inputs = {**self.base, "data": self.data.identity(), "rows": to_dict(rows), "scoring": to_dict(job.scoring)}
@@ -374,7 +375,10 @@ class Compression:
         }
 
     def _batches(self, n: int, first: int = 0) -> list[Batch]:
-        """Calibration text, in another order than that of the distillation."""
+        """Calibration text: of the training part, in another order than that of the distillation, each batch once.
+
+        Scores read the first batches, rankings those behind them. What validates is left for choosing and reporting.
+        """
         loader = self.data.loader(self.job.teaching.rows, seed=self.job.seed + 2)
         return [loader.batch(first + i) for i in range(n)]
 

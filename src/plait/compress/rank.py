@@ -93,7 +93,8 @@ def rank(
         teacher: whose next token is to be met.
         plans: candidates, each once.
         make: a candidate's model, on the teacher's device: `prune(...).model(...)`.
-        batches: held-out text.
+        batches: text that the scores have not read; students learn from it later, so that its losses are for ranking
+            only.
         folder: where ranking.json is kept; that of the same plans and batches is continued.
         keep: how many candidates are ranked on all of the text, at least.
         progress: called after every candidate with how many were looked at, of how many, over all rounds.

@@ -57,7 +57,7 @@ def score_library(
     Args:
         teacher: as it is. replacements: of each of its layers.
         weights: the folder that `teach` filled.
-        batches: held-out text.
+        batches: text that the scores have not read.
         folder: gets single.json, layer by layer; one of the same inputs is continued.
         progress: called after every replacement.
     """

@@ -36,11 +36,11 @@ class Stages:
         """
         Args:
             out: the folder; stages/ is made in it.
-            again: names of stages whose results are made anew, this time.
+            again: names of stages whose results are made anew, this time, and so are those that are made of them.
             until: name of the last stage to run; asking for a later one raises UntilError.
         """
         self.folder, self.until = out / "stages", until
-        self._again, self._asked = set(again), set[Path]()
+        self._again, self._asked, self._anew = set(again), set[Path](), set[str]()
         self.ran: list[tuple[str, float, bool]] = []
         """Every stage asked for: its folder's name, the seconds it took when it was made, whether that was now."""
 
@@ -59,8 +59,10 @@ class Stages:
         if target in self._asked:
             return target
         kind = name.partition("-")[0]
-        if kind in self._again and self._forget(target):
-            log.info("%s is made again", name)
+        if kind in self._again or not self._anew.isdisjoint(_names(told)):
+            self._anew.add(target.name)
+            if self._forget(target):
+                log.info("%s is made again", name)
         if not (target / FILE).is_file():
             work = target.with_name(f".{target.name}.work")
             work.mkdir(parents=True, exist_ok=True)
@@ -139,6 +141,15 @@ def _plain(value: object, stages: Path) -> object:
             raise TypeError(f"{value} is no stage's folder: give what decides its content in its place")
         return value.name
     return value
+
+
+def _names(told: object) -> set[str]:
+    """All words among a stage's inputs, the names of earlier stages among them."""
+    if isinstance(told, Mapping):
+        return set().union(*map(_names, told.values()))
+    if isinstance(told, list):
+        return set().union(*map(_names, told))
+    return {told} if isinstance(told, str) else set()
 
 
 def _sync(folder: Path) -> None:

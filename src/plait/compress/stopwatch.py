@@ -39,7 +39,7 @@ DISTURBED = 1 / 5
 class Run:
     """A call to be timed: a step of decoding under a load, or so many `tokens` of each prompt behind `depth` others.
 
-    config, weights: of the model, and in which numbers it is held.
+    config, weights: of the model, and in which numbers it is held. is_whole: all of the prompts, up to first logits.
     """
 
     config: ModelConfig
@@ -47,6 +47,7 @@ class Run:
     load: Load
     tokens: int = 0
     depth: int = 0
+    is_whole: bool = False
 
 
 def ready(config: ModelConfig, weights: str | float, device: str | torch.device = "cpu", seed: int = 0) -> Hybrid:
@@ -86,29 +87,19 @@ def filled(model: Hybrid, depth: int, batch: int = 1, seed: int = 0) -> Cache:
     return cache
 
 
-def measure(models: Sequence[Hybrid], load: Load, *, rounds: int = 5, piece: int = PIECE) -> list[tuple[float, float]]:
-    """Of each model: seconds to read the prompts of a load, and of one decode step at the middle of its answers.
-
-    Args:
-        models: in the numbers in which they are to be measured; they run in turns.
-        load: how many sequences, how long.
-        rounds: times that the prompts are read, and half of the measurements of steps.
-        piece: tokens of all prompts that are read at once.
-    """
-    reads = [prompts(model, load, piece=piece) for model in models]
-    found = _both(reads, [steps(model, load, rounds=_calls(rounds)) for model in models], rounds)
-    return list(zip(found[: len(models)], found[len(models) :], strict=True))
-
-
 def seconds_of(runs: Iterable[Run], *, rounds: int, device: str = "cpu") -> dict[Run, float]:
     """How long each call takes, all of them in turns; `rounds` of prompts, and twice as many of steps."""
     runs = dict.fromkeys(runs)
     named = dict.fromkeys((run.config, run.weights) for run in runs)
     models = {name: ready(*name, device=device, seed=seed) for seed, name in enumerate(named)}
-    kinds = [run for run in runs if run.tokens], [run for run in runs if not run.tokens]
+    is_read = {run: run.is_whole or run.tokens > 0 for run in runs}
+    kinds = [run for run in runs if is_read[run]], [run for run in runs if not is_read[run]]
 
     def read(run: Run) -> Callable[[], float]:
-        return one_piece(models[run.config, run.weights], run.load.batch, run.tokens, run.depth, n_logits=0)
+        model = models[run.config, run.weights]
+        if run.is_whole:
+            return prompts(model, run.load)
+        return one_piece(model, run.load.batch, run.tokens, run.depth, n_logits=0)
 
     def step(run: Run) -> Callable[[], float]:
         return steps(models[run.config, run.weights], run.load, rounds=_calls(rounds))

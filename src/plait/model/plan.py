@@ -6,7 +6,8 @@
 
 Prefill counts matrices once per token (the head once per prompt), attention's products over half of the context (it is
 causal) and the scan's. A decode step reads the weights once for the whole batch, every sequence's keys and values, and
-reads and writes its states.
+reads and writes its states. Of experts a pass reads those that its tokens choose, on average if all are chosen alike:
+k of E by one token, E (1 - (1 - k / E)^tokens) by several.
 
 Shapes   B sequences, T tokens of context.
 Numbers  keys, values, convolution windows and activations in the compute dtype, states of the scan in float32.
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
+from plait.model.layers import KINDS
 from plait.model.layers.attention import Attention
 from plait.model.layers.mamba2 import Mamba2
 from plait.model.layers.mlp import MLP
@@ -59,7 +61,8 @@ MACHINES = {
 class Needs:
     """What a model needs at one context and batch.
 
-    Bytes: weights, held; read, of them per decode step; kv_per_token, ssm, conv, of one sequence; activations, of one
+    Bytes: weights, held; read, of them by one token; unread, of each layer of experts, what one token leaves out and
+    the share of it that every further token leaves out too; kv_per_token, ssm, conv, of one sequence; activations, of one
     piece of the prompt. FLOPs: matrix and head, per token; key, attention's per token and key; scan, per token of a
     prompt; state, per decoded token.
     """
@@ -77,6 +80,7 @@ class Needs:
     key_flops: int
     scan_flops: int
     state_flops: int
+    unread: tuple[tuple[float, float], ...] = ()
 
     @property
     def kv(self) -> int:
@@ -97,6 +101,10 @@ class Needs:
         """The same model at another batch or context."""
         return replace(self, batch=batch or self.batch, context=context or self.context)
 
+    def reading(self, tokens: int) -> float:
+        """Bytes of the weights that a pass over so many tokens reads."""
+        return self.read + sum(left * (1 - share ** (tokens - 1)) for left, share in self.unread)
+
     def prefill_flops(self) -> tuple[float, float, float]:
         """FLOPs of reading the whole context of one sequence: matrices, attention, scan."""
         T = self.context
@@ -105,11 +113,12 @@ class Needs:
     def prefill_bytes(self, piece: int = PIECE) -> float:
         """Bytes read for one sequence: weights once per piece, and its past keys and values."""
         pieces = -(-self.context // piece)
-        return pieces * (self.read + self.kv_per_token * self.context / 2) + 2 * pieces * self.ssm
+        weights = self.reading(min(piece, self.context))
+        return pieces * (weights + self.kv_per_token * self.context / 2) + 2 * pieces * self.ssm
 
     def decode_bytes(self) -> tuple[float, float, float]:
         """Bytes of one step over the batch: matrices, keys and values, states read and written."""
-        return self.read, self.kv, 2 * self.states
+        return self.reading(self.batch), self.kv, 2 * self.states
 
     def decode_flops(self) -> tuple[float, float, float]:
         """FLOPs of one step over the batch, in the same parts."""
@@ -135,7 +144,7 @@ def needs(
         batch, context: sequences, and tokens of each.
         width: bytes of a number in the compute dtype.
         weights: bytes of the weights where codes hold them; None is `width` each.
-        read: of them, bytes that a decode step reads; None is all but an untied embedding.
+        read: of them, bytes that one token reads; None is all but an untied embedding.
         piece: tokens of a piece of the prompt, over all sequences.
     """
     cost = config.cost()
@@ -163,6 +172,8 @@ def needs(
         key_flops=cost.flops_per_token_per_key,
         scan_flops=sum(scan_flops(spec) for spec in config.layers),
         state_flops=6 * cost.ssm_numbers,
+        # stacked experts are in the compute dtype whatever the recipe
+        unread=tuple(_unread(spec, config.d_model, width) for spec in config.layers if isinstance(spec, MoE)),
     )
 
 
@@ -225,6 +236,16 @@ def bound_s(flops: float, n_bytes: float, machine: Machine) -> float:
     if machine.flops is None or machine.bandwidth is None:
         raise ValueError("the machine's speed is not known; name a machine instead of a size")
     return max(flops / machine.flops, n_bytes / machine.bandwidth)
+
+
+def left_out(spec: LayerSpec) -> float:
+    """Share of a layer's experts that one token does not choose; each further one leaves that share of them out."""
+    return 1 - spec.n_chosen / spec.n_experts if isinstance(spec, MoE) else 0.0
+
+
+def _unread(spec: LayerSpec, d_model: int, width: int) -> tuple[float, float]:
+    cost = KINDS[spec.symbol].cost(spec, d_model)
+    return (cost.params - cost.active_params) * width, left_out(spec)
 
 
 def scan_flops(spec: LayerSpec) -> int:

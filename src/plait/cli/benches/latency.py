@@ -1,19 +1,18 @@
 """How well a library of measured blocks tells the time of models that were never run: random architectures, both ways.
 
     predicted = rest + sum of blocks (compress/library.py);  measured = the model itself, run as the engine runs it,
-                before, between and after those blocks
+                in turns with those blocks
     error     = |predicted / measured - 1|;  rank correlation is Spearman's, equal values sharing their mean rank
 
 Architectures differ in width, depth, order of layers and the size of every layer, as those of a search do. The first
 length and the first recipe that are given count.
 """
 
-import logging
-import math
 import random
 import statistics
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,8 +25,7 @@ from plait.compress.blocks import Times, read_bytes
 from plait.compress.costs import Costs, Load
 from plait.compress.library import BlockLibrary
 from plait.compress.numbers import Numbers
-from plait.compress.stopwatch import measure as run
-from plait.compress.stopwatch import ready, typical
+from plait.compress.stopwatch import Run
 from plait.model.config import ModelConfig
 from plait.model.layer import LayerSpec
 from plait.model.layers.attention import Attention
@@ -36,12 +34,9 @@ from plait.model.layers.mlp import MLP
 from plait.report import Report, provenance
 from plait.train.metrics import write_whole
 
-log = logging.getLogger(__name__)
 TOKENS, VOCAB = 512, 8192
 WIDTHS = (256, 384, 512)
 WHAT = ("prefill", "decode")
-# parts in which architectures are predicted, with measurements of all between them
-GOES = 4
 # what the issue of compression asks for
 MAX_ERROR, MIN_RANK = 0.10, 0.95
 
@@ -60,34 +55,30 @@ def measure(inputs: Inputs) -> Report:
     report.add("threads", torch.get_num_threads())
     rng = random.Random(inputs.seed)
     configs = [random_config(rng) for _ in range(inputs.count)]
-    models = [ready(config, weights) for config in configs]
+    steps = [Run(config=config, weights=weights, load=load) for config in configs]
+    reads = [replace(run, is_whole=True) for run in steps]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(inputs.library) if inputs.library else Path(folder) / "blocks.jsonl"
         library = BlockLibrary(path=path, rounds=inputs.rounds)
         costs, known = Costs(load=load, numbers=Numbers(weights=weights), clock=library), len(library.entries)
 
-        def predict(some: Sequence[ModelConfig]) -> list[Times]:
+        def predict() -> list[Times]:
             totals = []
-            for config in some:
+            for config in configs:
                 library.footprint = read_bytes(config, load, weights)
                 totals.append(costs.total(config))
             return [(total.prefill_s, total.decode_s) for total in totals]
 
-        # models between their parts, as the machine's speed drifts
-        rounds, each = max(1, inputs.rounds // GOES), math.ceil(inputs.count / GOES)
-        predicted, measured = [], [run(models, load, rounds=rounds)]
-        for first in range(0, inputs.count, each):
-            predicted += library.together(lambda some=configs[first : first + each]: predict(some))
-            measured.append(run(models, load, rounds=rounds))
-            log.info("%d of %d predicted", len(predicted), inputs.count)
+        # models in turns with their parts, as the machine's speed drifts
+        predicted, seconds = library.together(predict, beside=[*reads, *steps])
         report.add("blocks measured", len(library.entries) - known)
     pairs: dict[str, Pairs] = {what: [] for what in WHAT}
-    for i, (config, told, *times) in enumerate(zip(configs, predicted, *measured, strict=True)):
-        both = dict(zip(WHAT, zip(told, map(typical, zip(*times, strict=True)), strict=True), strict=True))
+    for i, (told, read, step) in enumerate(zip(predicted, reads, steps, strict=True)):
+        both = dict(zip(WHAT, zip(told, (seconds[read], seconds[step]), strict=True), strict=True))
         for what, pair in both.items():
             pairs[what].append(pair)
         words = ", ".join(f"{w} {p * 1e3:.2f} ms for {m * 1e3:.2f}" for w, (p, m) in both.items())
-        report.add(f"{i + 1}: {config.pattern}", words)
+        report.add(f"{i + 1}: {step.config.pattern}", words)
     for what, found in pairs.items():
         judge(report, what, found)
     if inputs.chart:
