@@ -17,11 +17,13 @@ from plait.compress.budget import BudgetError
 from plait.compress.job import Job
 from plait.compress.pipeline import CHOICE
 from plait.compress.replace import KEEP, NONE
+from plait.compress.score import Scores
 from plait.config import ConfigError
 from plait.config import load as read
 from plait.data.writer import ShardWriter
 from plait.formats.checkpoint import CheckpointError, load, save
 from plait.model.hybrid import build
+from plait.report import Report
 from plait.text.bpe import train_bpe
 from plait.train.metrics import write_whole
 
@@ -150,6 +152,48 @@ def test_a_dry_run_counts_and_writes_nothing(place: Path, capsys: pytest.Capture
     assert not (place / "nothing").exists()
 
 
+def test_a_dry_run_of_several_sizes_tells_of_every_stage(place: Path) -> None:
+    options = {"params": None, "elastic": (0.8, 0.6), "dry_run": True, "out": place / "nothing"}
+    plain, both = (
+        {fact.name: fact.value for fact in run(asked(place, compare=compares, **options)).facts}
+        for compares in (False, True)
+    )
+    assert plain["elastic tokens"] == 960 and "alone tokens" not in plain and both["alone tokens"] == 2 * 960
+    # 2 batches for the widths, 1 for the removal of each of 6 layers
+    assert plain["score tokens"] == (2 + 6) * 96 and both["hours"] > both["elastic hours"] > 0  # type: ignore[operator]
+    assert plain["0.6 parameters, at most about"] <= 0.6 * plain["whole parameters"]  # type: ignore[operator]
+    assert not (place / "nothing").exists()
+    with pytest.raises(BudgetError, match="none of the"):
+        run(asked(place, **{**options, "elastic": (0.01,)}))
+
+
+def test_layers_are_compared_as_asked(place: Path) -> None:
+    out = place / "by-loss"
+    run(asked(place, "scoring.layers_by=loss", "scoring.rounds=2", out=out, until="search"))
+    scores = Scores.load(next(out.glob("stages/score-*/scores.safetensors")))
+    loss = scores.layers["loss"]
+    assert scores.order[0] == min(range(len(loss)), key=loss.__getitem__) and len(scores.order) == 2
+    # a grid leaves out the layers that the loss misses least
+    plan = json.loads(next(out.glob("stages/search-*/search.json")).read_text())["plans"][0]["plan"]
+    kept = [i for i in plan["kept"] if scores.config.pattern[i] == "M"]
+    mambas = sorted((i for i in range(6) if scores.config.pattern[i] == "M"), key=loss.__getitem__)
+    assert kept == sorted(mambas[len(mambas) - len(kept) :])
+
+
+def test_a_machine_that_was_measured_tells_the_time(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "Box.jsonl"
+    for speed in (10.0, 20.0):
+        report = Report("limits")
+        for name, value in (("memory", 2.0**34), ("read, 1 thread", speed), ("GEMM 64^3 BF16, 1 thread", 50.0)):
+            report.add(name, value)
+        report.save_jsonl(path)
+        run(asked(place, device=str(path), out=tmp_path / "out", until="profile", params=None, min_speedup=1.1))
+    found = [json.loads(one.read_text()) for one in (tmp_path / "out").glob("stages/profile-*/profile.json")]
+    # another content of the file is another machine: half the time at twice the bytes a second
+    slow, fast = sorted((one["teacher"]["decode_s"] for one in found), reverse=True)
+    assert slow == pytest.approx(2 * fast)
+
+
 def test_several_sizes_of_one_training_are_cut_out_by_convert(place: Path, tmp_path: Path) -> None:
     out = place / "elastic"
     report = run(asked(place, params=None, elastic=(0.8, 0.6), compare=True, out=out))
@@ -180,9 +224,15 @@ def test_text_is_read_with_the_teachers_tokenizer(place: Path, tmp_path: Path) -
     assert (tmp_path / "out" / "data" / "train" / "dataset.json").is_file()
     other = tmp_path / "other"
     other.mkdir()
-    (other / "a.txt").write_text(TEXT * 9)
+    (other / "a.txt").write_text(TEXT * 90)
     with pytest.raises(ConfigError, match="holds tokens of another text"):
-        run(asked(place, **{**more, "data": other}))
+        run(asked(place, "ranking=1", **{**more, "data": other}))
+    # too little of it is refused before it is written as tokens
+    (other / "a.txt").write_text(TEXT)
+    for dry in (True, False):
+        with pytest.raises(ConfigError, match=r"the text has \d+ tokens, scoring and ranking read 288"):
+            run(asked(place, "ranking=1", **{**more, "data": other, "out": tmp_path / "short", "dry_run": dry}))
+    assert not (tmp_path / "short").exists()
     # tokens of another vocabulary
     with ShardWriter(tmp_path / "foreign" / "train", 250, eos_id=0, vocabulary_hash="abc") as writer:
         writer.add([1, 2, 3] * 500)

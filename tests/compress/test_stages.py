@@ -38,12 +38,17 @@ def test_a_stage_runs_once_and_again_when_something_before_it_has_changed(tmp_pa
     assert facts["stage"] == "two-0" and facts["inputs"]["before"].startswith("one-")
 
 
-def test_one_stage_alone_is_made_again(tmp_path: Path) -> None:
+def test_a_stage_is_made_again_with_those_that_are_made_of_it(tmp_path: Path) -> None:
     ran: list[str] = []
     first = chain(tmp_path, "a", ran)
     (first / "text").write_text("spoilt")
     assert chain(tmp_path, "a", ran, again=["two"]) == first
     assert (first / "text").read_text() == "aa" and ran == ["one", "two", "two"]
+    # what is made of it is made again too
+    (first / "text").write_text("spoilt")
+    assert chain(tmp_path, "a", ran, again=["one"]) == first
+    assert (first / "text").read_text() == "aa" and ran[3:] == ["one", "two"]
+    del ran[3:]
     with pytest.raises(UntilError, match="stopped after one"):
         chain(tmp_path / "other", "a", ran, until="one")
     assert ran[3:] == ["one"]

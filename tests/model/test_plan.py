@@ -1,11 +1,16 @@
 """Arithmetic of memory and speed, against tables that were computed by hand from the same shapes."""
 
+import itertools
+import statistics
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
+from plait.compress.numbers import layer_weights
 from plait.model.config import ModelConfig
+from plait.model.layers.mlp import MLP
+from plait.model.layers.moe import MoE
 from plait.model.plan import GIB, MACHINES, Machine, Needs, decode_s, max_batch, needs, prefill_s, rate
 
 MIB = 2**20
@@ -159,3 +164,19 @@ def test_a_million_tokens_need_weights_keys_of_four_layers_one_state_and_one_pie
 def test_a_size_without_speed_says_so() -> None:
     with pytest.raises(ValueError, match="name a machine"):
         decode_s(_needs("nemotron-h-8b", K8), Machine(memory=24 * GIB))
+
+
+def test_experts_are_read_by_all_tokens_of_a_batch() -> None:
+    spec, batch = MoE(n_experts=8, n_chosen=2, d_ff=48), 3
+    config = ModelConfig(vocab_size=64, d_model=32, layers=(spec, MLP(d_ff=64), spec))
+    n = needs(config, batch=batch, context=1000)
+    expert = 2 * 2 * 32 * 48
+    # of 8 experts, each token chooses 2 of 28 pairs: those that are chosen by none of 3 tokens, counted one by one
+    pairs = list(itertools.combinations(range(8), 2))
+    unions = [len({*a, *b, *c}) for a, b, c in itertools.product(pairs, repeat=3)]
+    more = 2 * expert * (statistics.fmean(unions) - 2)
+    assert n.decode_bytes()[0] == pytest.approx(n.at(batch=1).decode_bytes()[0] + more)
+    assert n.prefill_bytes() == pytest.approx(n.read + 2 * 6 * expert + n.kv_per_token * 500)
+    # as the costs of compression have it
+    cost = [layer_weights(spec, 32, "bf16", tokens).read for tokens in (1, batch)]
+    assert n.reading(batch) - n.reading(1) == pytest.approx(2 * (cost[1] - cost[0]))

@@ -55,12 +55,14 @@ def run(inputs: Inputs) -> Report:
     teacher = _teacher(Path(inputs.teacher), job)
     out = inputs.out or Path("runs") / f"{name_of(Path(inputs.teacher))}-compressed"
     if inputs.dry_run and inputs.elastic:
-        raise ConfigError("dry_run tells of a budget; with --elastic the time is that of as many steps as tokens make")
+        return estimate.elastic(job, teacher, inputs.data, inputs.elastic, compares=inputs.compare)
     if inputs.dry_run:
         with estimate.scratch(out) as blocks:
             return estimate.estimate(job, teacher, inputs.data, costs_of(job, teacher.config, blocks))
     if texts.is_tokens(inputs.data):
         texts.check_length(texts.check_tokens(inputs.data, teacher), job)
+    else:
+        texts.check_text(inputs.data, teacher, job)
     suite = _suite(inputs, teacher)
     with alone(out):
         folder = inputs.data if texts.is_tokens(inputs.data) else texts.prepared(inputs.data, teacher, out)

@@ -3,7 +3,9 @@
 Arithmetic of `model/plan.py`: nothing is loaded, allocated or measured, but for the machine "this".
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -17,11 +19,14 @@ from plait.model.config import ModelConfig
 from plait.model.hybrid import recipe_of
 from plait.model.plan import MACHINES, PIECE, Machine, Needs, decode_s, max_batch, needs, prefill_s, rate
 from plait.model.presets import PRESETS
+from plait.report import Report
 
 EXAMPLE = """plait plan nemotron-h-8b --context 1000000 --device h200
   plait plan nemotron-h-8b --context 64k --answer 1024 --device h100
   plait plan path/to/checkpoint --recipe int4 --device 24GiB"""
 THIS = "this"
+# what files of `plait bench device --save` are called
+PROFILE = ".jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,11 @@ class Inputs:
     )
     batch: int = arg(default=1, help="sequences at once")
     answer: int = arg(default=0, help="tokens to draw after each context: also gives the best batch and its speed")
-    device: str = arg(default="h200", help=f"{', '.join(MACHINES)}, this (measured), or only a memory such as 24GiB")
+    device: str = arg(
+        default="h200",
+        help=f"{', '.join(MACHINES)}, this (measured), a file of plait bench device --save, "
+        "or only a memory such as 24GiB",
+    )
     recipe: str | None = arg(default=None, help="number format of weights and cache; the model's own if not given")
     reserve: str = arg(default="", help="memory left free, such as 1GiB; 2GiB if not given, or a tenth if that is less")
     piece: int = arg(default=PIECE, help="tokens of prompts that are read at once")
@@ -54,10 +63,12 @@ class Inputs:
 
 
 def machine_of(name: str) -> Machine:
-    """A machine by name, or one of which only the memory is known.
+    """A machine by name, one that `plait bench device --save` measured, or one of which only the memory is known.
 
-    Raises: ValueError naming the nearest known one.
+    Raises: ValueError naming the nearest known one, or the file that is no such measurement.
     """
+    if Path(name).suffix == PROFILE:
+        return measured(Path(name))
     if name.lower() in MACHINES:
         return MACHINES[name.lower()]
     if name[:1].isdecimal():
@@ -69,6 +80,23 @@ def machine_of(name: str) -> Machine:
     near = nearest(name, known)
     hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}, or a memory such as 24GiB"
     raise ValueError(f"device={name!r} is unknown; {hint}")
+
+
+def measured(path: Path) -> Machine:
+    """The roofline of a machine from its measured limits: the best of reading and of products in bfloat16.
+
+    Raises: ValueError if the file is no report of `plait bench device`.
+    """
+    if not path.is_file():
+        raise ValueError(f"device={path} is not there; write it with plait bench device --save {path}")
+    facts = [fact for fact in Report.load_jsonl(path).facts if isinstance(fact.value, int | float)]
+    memory, read, products = (
+        [float(str(fact.value)) for fact in facts if re.match(name, fact.name)]
+        for name in ("memory$", "read", "GEMM.*BF16")
+    )
+    if not (memory and read and products):
+        raise ValueError(f"device={path} holds no limits of a machine; write it with plait bench device --save {path}")
+    return Machine(memory=int(max(memory)), bandwidth=1e9 * max(read), flops=1e9 * max(products))
 
 
 def run(inputs: Inputs) -> Drawn:

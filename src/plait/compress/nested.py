@@ -18,7 +18,6 @@ from plait.compress.grid import Space, fit, space_around
 from plait.compress.job import Job
 from plait.compress.pipeline import Compression
 from plait.compress.plan import Plan
-from plait.compress.score import Scores
 from plait.formats.checkpoint import Checkpoint
 from plait.model.config import ModelConfig
 from plait.train.distill import Distill
@@ -28,13 +27,13 @@ from plait.train.objective import mean_loss
 FILE = "compare.json"
 
 
-def nested(teacher: ModelConfig, shares: Sequence[float], scores: Scores, job: Job) -> dict[str, Plan]:
+def nested(teacher: ModelConfig, shares: Sequence[float], importance: Sequence[float], job: Job) -> dict[str, Plan]:
     """Plans of at most these shares of the teacher's parameters, each inside the one before.
 
     Args:
         teacher: the whole.
         shares: between 0 and 1.
-        scores: which layers are worth most.
+        importance: what each layer is worth.
         job: how far sizes may go from the teacher, and in how many steps.
 
     Returns: share as written -> plan, the largest first.
@@ -43,7 +42,7 @@ def nested(teacher: ModelConfig, shares: Sequence[float], scores: Scores, job: J
     if not shares or not all(0 < share < 1 for share in shares):
         raise ValueError(f"elastic={','.join(map(str, shares))}: give shares of the parameters between 0 and 1")
     space = space_around(teacher, depth=job.space.depth, width=job.space.width, steps=job.space.steps)
-    importance, params = scores.layers[job.scoring.layers_by], teacher.cost().params
+    params = teacher.cost().params
     found: dict[str, Plan] = {}
     for share in sorted(set(shares), reverse=True):
         fitting = fit(teacher, space, importance, Budget(params=int(share * params)), Costs())
@@ -82,7 +81,7 @@ def elastic(work: Compression, shares: Sequence[float], *, compares: bool) -> Pa
     Returns: the folder of the last stage, with compare.json.
     """
     job, teaching = work.job, work.job.teaching
-    plans = nested(work.config, shares, work.scores(), job)
+    plans = nested(work.config, shares, work.scores().layers[job.scoring.layers_by], job)
     steps = teaching.main_steps
 
     def make(folder: Path) -> None:

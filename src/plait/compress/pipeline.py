@@ -28,6 +28,7 @@ from plait.compress.found import Found, Given, Named, search
 from plait.compress.job import Job, Long
 from plait.compress.layers import score_layers
 from plait.compress.prune import kept_channels
+from plait.compress.roofline import Roofline
 from plait.compress.score import Scores, score
 from plait.compress.stages import Stages
 from plait.compress.teacher import Teacher, Tools
@@ -35,6 +36,7 @@ from plait.compress.verify import Subject, verify
 from plait.config import to_dict
 from plait.data.loader import Batch
 from plait.model.hybrid import Hybrid, build
+from plait.model.plan import MACHINES
 from plait.train.answers import Answers, write_answers
 from plait.train.distill import Distill, DistillAnswers, Streams
 from plait.train.loop import TrainConfig
@@ -366,11 +368,13 @@ class Compression:
         }
 
     def _costing(self) -> dict[str, object]:
-        job = self.job
+        job, clock = self.job, self.costs.clock
+        # a machine without a name of its own is what its limits are, wherever they are written
+        machine = clock.machine if isinstance(clock, Roofline) and job.device not in MACHINES else None
         return {
             "load": to_dict(job.load),
             "numbers": to_dict(job.numbers),
-            "device": job.device,
+            "device": job.device if machine is None else asdict(machine),
             "reserve": job.reserve,
         }
 

@@ -61,8 +61,8 @@ MACHINES = {
 class Needs:
     """What a model needs at one context and batch.
 
-    Bytes: weights, held; read, of them by one token; unread, of each layer of experts, what one token leaves out and
-    the share of it that every further token leaves out too; kv_per_token, ssm, conv, of one sequence; activations, of one
+    Bytes: weights, held; read, of them by one token; unread, of each layer of experts, what one token leaves out, and
+    the share of it that each further token leaves out; kv_per_token, ssm, conv, of one sequence; activations, of one
     piece of the prompt. FLOPs: matrix and head, per token; key, attention's per token and key; scan, per token of a
     prompt; state, per decoded token.
     """

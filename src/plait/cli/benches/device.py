@@ -1,10 +1,14 @@
-"""What the machine can do: reading, copying, and matrix products in float32 and bfloat16; or, asked to, its tuning."""
+"""What the machine can do: reading, copying, and matrix products in float32 and bfloat16; or, asked to, its tuning.
+
+Saved with --save, it is a machine for `plait plan --device FILE` and `plait compress --device FILE`.
+"""
 
 import torch
 
 from plait.cli.bench import Inputs
 from plait.cli.benches import limits
 from plait.cli.benches.sides import add_median, alternate
+from plait.cli.machine import memory_bytes
 from plait.report import Report, provenance
 
 SIZES = (1024, 2048)
@@ -20,6 +24,7 @@ def measure(inputs: Inputs) -> Report:
     threads = torch.get_num_threads()
     report.add("threads", threads)
     at = "cuda" if torch.cuda.is_available() else "cpu"
+    report.add("memory", torch.cuda.mem_get_info()[1] if at == "cuda" else memory_bytes()[1], "bytes")
     sides = {"read": limits.read(at), "copy": limits.copy(at)}
     for n in SIZES if at == "cpu" else (8192,):
         for dtype, name in ((torch.float32, "FP32"), (torch.bfloat16, "BF16")):

@@ -13,7 +13,7 @@ import torch
 from plait.cli.info import tokens_of
 from plait.cli.launch import arg
 from plait.cli.machine import speed
-from plait.cli.plan import THIS, machine_of
+from plait.cli.plan import PROFILE, THIS, machine_of
 from plait.compress.blocks import read_bytes
 from plait.compress.budget import Budget
 from plait.compress.costs import Clock, Costs
@@ -49,7 +49,9 @@ class Inputs:
     batch: int | None = arg(default=None, help="sequences at once (default: 1)")
     answer: int | None = arg(default=None, help="tokens to write after each context (default: 0)")
     device: str | None = arg(
-        default=None, help="which machine the speeds are of: this (measured; the default), or a10g, h100, ..."
+        default=None,
+        help="which machine the speeds are of: this (measured; the default), a10g, h100, ..., or a file that "
+        "plait bench device --save wrote there",
     )
     numbers: str | None = arg(default=None, help="what weights are held in when it runs: bf16, int8, int4, fp8, nvfp4")
     data: Path | None = arg(default=None, help="text to learn on: a folder of plait tokenize, or files of text")
@@ -68,7 +70,9 @@ class Inputs:
     settings: Path | None = arg(default=None, help="file with all further settings, TOML or JSON")
     out: Path | None = arg(default=None, help="folder of the results (default: runs/NAME-compressed)")
     seed: int | None = arg(default=None, help="where randomness starts")
-    again: tuple[str, ...] = arg(default=(), help=f"stages to make anew: {', '.join(STAGES)}")
+    again: tuple[str, ...] = arg(
+        default=(), help=f"stages to make anew, with those that are made of them: {', '.join(STAGES)}"
+    )
     until: str | None = arg(default=None, help="stage to stop after")
     dry_run: bool = arg(default=False, help="count candidates, tokens and hours; nothing is written")
 
@@ -115,7 +119,7 @@ def job_of(words: Inputs, overrides: Sequence[str]) -> Job:
         "method": words.method,
         "teaching.precision": words.precision or (None if _says(words, asked, "teaching", "precision") else usual()),
         "seed": words.seed,
-        "device": words.device.lower() if words.device else (None if _says(words, asked, "device") else THIS),
+        "device": _device(words.device) if words.device else (None if _says(words, asked, "device") else THIS),
     }
     for name, value in given.items():
         if value is not None:
@@ -126,6 +130,10 @@ def job_of(words: Inputs, overrides: Sequence[str]) -> Job:
             "which budget? give at least one of --memory 22GiB, --params 4B, --weight-memory 8GiB, --min-speedup 1.2"
         )
     return job
+
+
+def _device(name: str) -> str:
+    return name if Path(name).suffix == PROFILE else name.lower()
 
 
 class _Table(dict[str, object]):

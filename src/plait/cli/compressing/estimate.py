@@ -12,7 +12,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from plait.compress.explain import shown
 from plait.compress.grid import Fit, fit, space_around
 from plait.compress.job import STAGES, Job
 from plait.compress.library import together
+from plait.compress.nested import nested
 from plait.compress.rank import rounds_of
 from plait.compress.replace import KEEP, library
 from plait.formats.checkpoint import Checkpoint
@@ -119,13 +120,49 @@ def estimate(job: Job, teacher: Checkpoint, data: Path, costs: Costs) -> Report:
     count = _puzzle if job.method == "puzzle" else _grid
     n_ranked, size = count(report, job, config, costs)
     report.add("of them distilled before the choice", min(job.keep, n_ranked))
-    for stage, (n, hours) in _hours(job, teacher, n_ranked, size).items():
-        report.add(f"{stage} tokens", n, "tokens")
-        report.add(f"{stage} hours", hours, "h")
-    spent = [fact.value for fact in report.facts if fact.unit == "h"]
+    _tell(report, job, teacher, _read(job, teacher, n_ranked, size))
     report.add("student tokens", teaching.tokens, "tokens")
-    report.add("hours", sum(float(value) for value in spent if isinstance(value, float)), "h")
     return report
+
+
+def elastic(job: Job, teacher: Checkpoint, data: Path, shares: Sequence[float], *, compares: bool) -> Report:
+    """The dry run of an elastic model; layers count alike, as nothing is scored yet.
+
+    Raises: BudgetError for a share that nothing fits; ConfigError for text that does not fit.
+    """
+    report = Report(f"plait compress {teacher.folder} --elastic: the plan", provenance=provenance(job.seed))
+    teaching, whole = job.teaching, teacher.config.cost().params
+    plans = nested(teacher.config, shares, [1.0] * len(teacher.config.layers), job)
+    report.add("whole parameters", whole)
+    sizes = []
+    for name, plan in plans.items():
+        report.add(f"{name} parameters, at most about", plan.config.cost().params)
+        sizes.append(plan.config.cost().params / whole)
+    report.add("tokens of text", _check(job, teacher, data), "tokens")
+    *between, smallest = sizes
+    # each step teaches the whole, the smallest, and one of those between them
+    taught = 1 + smallest + (statistics.fmean(between) if between else 0.0)
+    read, rows = {"score": _scoring(job, teacher.config)}, teaching.rows.tokens
+    steps, held_out = teaching.main_steps * rows, teaching.validation_batches * rows
+    read["elastic"] = (steps, steps * (1 + (1 + BACKWARD) * taught))
+    if compares:
+        read["alone"] = (len(sizes) * steps, steps * sum(1 + (1 + BACKWARD) * size for size in sizes))
+    losses = 2 + (1 + compares) * sum(sizes)
+    read["compare"] = ((2 + (1 + compares) * len(sizes)) * held_out, losses * held_out)
+    _tell(report, job, teacher, read)
+    return report
+
+
+def _tell(report: Report, job: Job, teacher: Checkpoint, read: Mapping[str, tuple[int, float]]) -> None:
+    """Add tokens that are read and hours by stage; read: stage -> tokens, and passes of the teacher over one."""
+    second, hours = _pass_s(teacher, job), 0.0
+    for stage in STAGES:
+        if stage in read:
+            tokens, passes = read[stage]
+            report.add(f"{stage} tokens", tokens, "tokens")
+            report.add(f"{stage} hours", passes * second / 3600, "h")
+            hours += passes * second / 3600
+    report.add("hours", hours, "h")
 
 
 def _grid(report: Report, job: Job, teacher: ModelConfig, costs: Costs) -> tuple[int, float]:
@@ -159,19 +196,23 @@ def _check(job: Job, teacher: Checkpoint, data: Path) -> int:
         found = texts.check_tokens(data, teacher)
         texts.check_length(found, job)
         return found.train.n_tokens
-    return texts.guessed_tokens(data, teacher)
+    texts.check_text(data, teacher, job)
+    return texts.guessed_tokens(data, teacher)[0]
 
 
-def _hours(job: Job, teacher: Checkpoint, ranked: int, size: float) -> dict[str, tuple[int, float]]:
-    """Tokens that are read and hours by stage, in the order of STAGES; size: of a student over the teacher's."""
-    teaching, rows = job.teaching, job.teaching.rows.tokens
-    second = _pass_s(teacher, job)
-    layers = len(teacher.config.layers)
-    read: dict[str, tuple[int, float]] = {}
+def _scoring(job: Job, teacher: ModelConfig) -> tuple[int, float]:
+    """Tokens that scores read, and passes of the teacher over a token."""
+    rows, layers = job.teaching.rows.tokens, len(teacher.layers)
     width = job.scoring.batches * rows
     depth = sum(layers - i for i in range(job.scoring.rounds)) * job.scoring.layer_batches * rows
     # a layer's removal begins at that layer: half of the model on average
-    read["score"] = (width + depth, WIDTH_PASSES * width + depth / 2)
+    return width + depth, WIDTH_PASSES * width + depth / 2
+
+
+def _read(job: Job, teacher: Checkpoint, ranked: int, size: float) -> dict[str, tuple[int, float]]:
+    """Tokens that are read by stage, and passes of the teacher over one; size: of a student over the teacher's."""
+    teaching, rows = job.teaching, job.teaching.rows.tokens
+    read = {"score": _scoring(job, teacher.config)}
     if job.method == "puzzle":
         library_tokens, passes = _library(job, teacher.config)
         read["library"] = (library_tokens, passes)
@@ -193,7 +234,7 @@ def _hours(job: Job, teacher: Checkpoint, ranked: int, size: float) -> dict[str,
         read["extend"] = (longer, step * longer)
     held_out = teaching.validation_batches * rows * (2 + len(job.baselines))
     read["verify"] = (held_out, held_out * size)
-    return {name: (read[name][0], read[name][1] * second / 3600) for name in STAGES if name in read}
+    return read
 
 
 def _library(job: Job, teacher: ModelConfig) -> tuple[int, float]:

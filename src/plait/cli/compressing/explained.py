@@ -8,6 +8,8 @@ from plait.cli.drawing import Drawn, count, render, size
 from plait.cli.page.blocks import Block, Prose, Table
 from plait.compress.explain import shown
 
+# how layers are compared
+MEANS = {"mse": "MSE of the logits", "input": "MSE of the head's input", "loss": "what the loss rises by"}
 UNITS = {"total_bytes": "bytes", "weight_bytes": "bytes", "prefill_s": "s", "decode_s": "s"}
 
 
@@ -105,10 +107,11 @@ def _grid(results: Results, facts: Data) -> list[str]:
             f" {mark} {i:2} {one['pattern']:<20} {count(costs['params']):>9} {size(costs['total_bytes']):>10}  "
             f"accuracy {one['accuracy']:.1%}  agreement {one['agreement']:.1%}  loss {one['loss']:.4f}{after}"
         )
-    importance = results.scores().layers["mse"]
+    measure = results.job.scoring.layers_by
+    importance = results.scores().layers[measure]
     kept = next(one for one in results.search["plans"] if one["name"] == chosen)["plan"]["kept"]
     pattern = results.model("teacher")["pattern"]
-    lines.append("layers of the teacher by importance (MSE of the logits without it):")
+    lines.append(f"layers of the teacher by importance ({MEANS[measure]} without it):")
     for i, value in enumerate(importance):
         lines.append(f"  {i:3} {pattern[i]}  {value:.3g}  {'kept' if i in kept else 'goes'}")
     return lines

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from plait.cli.compressing.results import Data, Results
 from plait.cli.drawing import count
@@ -11,7 +12,7 @@ from plait.cli.page.chart import Axis, Series, line_chart
 from plait.cli.page.importance import importance_chart
 from plait.cli.page.intervals import Row, interval_chart
 from plait.cli.page.scatter import Point, scatter_chart
-from plait.cli.plan import THIS
+from plait.cli.plan import PROFILE, THIS
 
 TEACHER, STUDENT, OTHER, CANDIDATE = 7, 0, 1, 2
 # points of a training curve
@@ -123,6 +124,7 @@ def importance(results: Results) -> tuple[Block, ...]:
     gone = set(range(len(scores.config.layers))) - set(chosen["plan"]["kept"])
     names = {
         "mse": ("What the logits lose without a layer", "mean square error"),
+        "loss": ("What the loss rises by without a layer", "nats per token"),
         "cosine": ("How much a layer turns the stream", "1 - cosine of what enters and leaves"),
     }
     blocks: list[Block] = []
@@ -171,7 +173,7 @@ def _against(results: Results, found: Sequence[tuple[str, Data, float]]) -> list
 
 def machine(device: str) -> str:
     """What to call a job's device."""
-    return "this machine" if device == THIS else device.upper()
+    return "this machine" if device == THIS else Path(device).stem if Path(device).suffix == PROFILE else device.upper()
 
 
 def _cost(model: Data, field: str) -> float | None:

@@ -21,8 +21,8 @@ from plait.train.metrics import write_whole
 HELD_OUT = 0.02
 # how often the same text may be read
 MOST_EPOCHS = 8.0
-# of text that is counted to guess how many tokens all of it has
-SAMPLE = 1 << 18
+# bytes of text that are counted to guess how many tokens all of it has, and how far off such a guess may be
+SAMPLE, OFF = 1 << 20, 1.25
 
 
 def is_tokens(data: Path) -> bool:
@@ -63,23 +63,36 @@ def check_length(found: Data, job: Job) -> None:
 
     Raises: ConfigError with both numbers.
     """
-    teaching = job.teaching
-    rows = teaching.rows
-    asked = (job.scoring.batches + job.ranking) * rows.tokens
-    if found.train.n_tokens < asked:
-        raise ConfigError(
-            f"the text has {found.train.n_tokens:,} tokens, scoring and ranking read {asked:,} "
-            f"({job.scoring.batches} and {job.ranking} batches of {rows.tokens:,}); give more text, or lower "
-            "scoring.batches, ranking or teaching.rows"
-        )
-    if teaching.tokens > MOST_EPOCHS * found.train.n_tokens:
-        raise ConfigError(
-            f"tokens={teaching.tokens:,} would read the text of {found.train.n_tokens:,} tokens "
-            f"{teaching.tokens / found.train.n_tokens:.0f} times; give more text, or ask for fewer tokens"
-        )
+    _check_train(found.train.n_tokens, job)
+    rows = job.teaching.rows
     if found.valid.n_tokens < rows.seq_len:
         raise ConfigError(
             f"{found.valid.n_tokens:,} tokens are held out, fewer than one row of {rows.seq_len}; give more text"
+        )
+
+
+def check_text(data: Path, teacher: Checkpoint, job: Job) -> None:
+    """Refuse text that is too short before any of it is written as tokens, as far as its beginning tells.
+
+    Raises: ConfigError as `check_length` and `guessed_tokens`.
+    """
+    tokens, is_all = guessed_tokens(data, teacher)
+    _check_train(tokens if is_all else int(OFF * tokens), job)
+
+
+def _check_train(tokens: int, job: Job) -> None:
+    teaching, rows = job.teaching, job.teaching.rows
+    asked = (job.scoring.batches + job.ranking) * rows.tokens
+    if tokens < asked:
+        raise ConfigError(
+            f"the text has {tokens:,} tokens, scoring and ranking read {asked:,} "
+            f"({job.scoring.batches} and {job.ranking} batches of {rows.tokens:,}); give more text, or lower "
+            "scoring.batches, ranking or teaching.rows"
+        )
+    if teaching.tokens > MOST_EPOCHS * tokens:
+        raise ConfigError(
+            f"tokens={teaching.tokens:,} would read the text of {tokens:,} tokens "
+            f"{teaching.tokens / tokens:.0f} times; give more text, or ask for fewer tokens"
         )
 
 
@@ -106,8 +119,8 @@ def prepared(data: Path, teacher: Checkpoint, out: Path) -> Path:
     return folder
 
 
-def guessed_tokens(data: Path, teacher: Checkpoint) -> int:
-    """About how many tokens some text has, from its beginning.
+def guessed_tokens(data: Path, teacher: Checkpoint) -> tuple[int, bool]:
+    """About how many tokens some text has, from its beginning, and whether that was all of it.
 
     Raises: as `prepared`.
     """
@@ -115,15 +128,17 @@ def guessed_tokens(data: Path, teacher: Checkpoint) -> int:
     if tokenizer is None:
         raise ConfigError(f"data={data} is text, and {teacher.folder} has no tokenizer.json to read it with")
     n_bytes = n_tokens = 0
+    is_all = True
     for document in corpus:
         part = document.text[:SAMPLE]
         n_bytes += len(part.encode())
         n_tokens += len(tokenizer.encode(part)) + 1
         if n_bytes >= SAMPLE:
+            is_all = False
             break
     if not n_tokens:
         raise ConfigError(f"data={data} holds no text; name files or folders that do")
-    return int(corpus.size_bytes() * n_tokens / n_bytes)
+    return n_tokens if is_all else int(corpus.size_bytes() * n_tokens / n_bytes), is_all
 
 
 def tokenizer_of(teacher: Checkpoint) -> Tokenizer | None:
