@@ -1,6 +1,12 @@
 """Measure the engine's running batch: `python bench/engine.py batching|twins|turns [--model 290m] [--json FILE]`.
 
-batching   32 mixed requests at once against the same ones after each other: output tokens/s of both, in turns
+batching   32 mixed requests at once against the same ones after each other: output tokens/s of both, in turns.
+           --mix chat     prompts of 161 tokens and answers of 338 in the mean, as in ShareGPT's conversations
+                          (Kwon et al. 2023, arXiv:2309.06180, section 6.1); log-normal, prompts more uneven than
+                          answers, which is our choice. The 32 are quantiles of it, so that their means are these
+           --mix even     prompts of 16, 64, ... 512 tokens and answers of 32, ... 256, each as likely as the others
+           Prompts cost the same on both sides. With P seconds for prompts and S for steps, one at a time, batching
+           gains at most 1 + S / P; this bound is reported, and so is the share of each side's time in both
 twins      a hybrid against its Transformer twin, as many sequences as a cache of fixed size holds, at 8k in / 1k out
            and 32k in / 256 out: output tokens/s, the reading of the prompts included. Pieces of a prompt are timed at
            eight depths and steps at eight fillings, and added up over the run; --whole runs everything instead
@@ -11,10 +17,13 @@ Weights are random, and no answer ends before its length. Prompts of a thousand 
 """
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import NormalDist, median
+from typing import Any
 
 import torch
 
@@ -28,18 +37,31 @@ from plait.report import Report, provenance
 
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 MIXES = ((8192, 1024), (32768, 256))
+CHAT = {"prompts": (161.0, 0.9), "answers": (338.0, 0.55)}  # mean, and deviation of the logarithm
+EVEN = {"prompts": (16, 64, 128, 256, 512), "answers": (32, 64, 128, 256)}
 DEPTHS = 8
 
 
-def requests_of(n: int, vocab_size: int, scale: float, seed: int = 0) -> list[Request]:
-    """Mixed ones: prompts of 16 to 512 tokens, answers of 32 to 256, times `scale`."""
+def requests_of(mix: str, n: int, vocab_size: int, scale: float, seed: int = 0) -> list[Request]:
+    """Mixed ones, see above; lengths times `scale`."""
     r = random.Random(seed)
+    prompts, answers = (quantiles(n, *of) for of in (CHAT["prompts"], CHAT["answers"]))
+    r.shuffle(prompts), r.shuffle(answers)
+    if mix == "even":
+        r.seed(seed)
     made = []
-    for _ in range(n):
-        prompt = [r.randrange(vocab_size) for _ in range(max(1, round(scale * r.choice([16, 64, 128, 256, 512]))))]
-        answer = max(2, round(scale * r.choice([32, 64, 128, 256])))
-        made.append(Request(prompt_ids=tuple(prompt), sampling=replace(GREEDY, max_tokens=answer)))
+    for i in range(n):
+        length = prompts[i] if mix == "chat" else r.choice(EVEN["prompts"])
+        prompt = tuple(r.randrange(vocab_size) for _ in range(max(1, round(scale * length))))
+        answer = answers[i] if mix == "chat" else r.choice(EVEN["answers"])
+        made.append(Request(prompt_ids=prompt, sampling=replace(GREEDY, max_tokens=max(2, round(scale * answer)))))
     return made
+
+
+def quantiles(n: int, mean: float, sigma: float) -> list[float]:
+    """n numbers spread as a log-normal distribution is, of this mean."""
+    spread = [math.exp(NormalDist(sigma=sigma).inv_cdf((i + 0.5) / n)) for i in range(n)]
+    return [mean * n * x / sum(spread) for x in spread]
 
 
 def run(engine: Engine, requests: list[Request]) -> int:
@@ -52,31 +74,50 @@ def run(engine: Engine, requests: list[Request]) -> int:
     return n
 
 
-def rate(make: Callable[[], int]) -> Callable[[], float]:
-    """Tokens per second of what makes so many."""
+class Side:
+    """Requests through an engine that runs so many at once; seconds in prompts and in steps, of each time."""
 
-    def side() -> float:
+    def __init__(self, model: Hybrid, requests: list[Request], n: int) -> None:
+        self.engine = Engine(model, limits=Limits(max_running=n, prefix_bytes=0))
+        self.requests, self.prompts, self.steps, self.whole = requests, [], [], []
+        core = self.engine.core
+        core._read, core._write = self._timed(core._read, self.prompts), self._timed(core._write, self.steps)
+
+    def _timed(self, call: Callable[[Any], Any], spent: list[float]) -> Callable[[Any], Any]:
+        def timed(argument: object) -> object:
+            begin = time.perf_counter()
+            result = call(argument)
+            spent[-1] += time.perf_counter() - begin
+            return result
+
+        return timed
+
+    def rate(self) -> float:
+        """Output tokens per second."""
+        self.prompts.append(0.0), self.steps.append(0.0)
         begin = time.perf_counter()
-        return make() / (time.perf_counter() - begin)
-
-    return side
+        n_tokens = run(self.engine, self.requests)
+        self.whole.append(time.perf_counter() - begin)
+        return n_tokens / self.whole[-1]
 
 
 def batching(report: Report, model: Hybrid, args: argparse.Namespace) -> None:
     """32 mixed requests together, after each other in the same engine, and by `generate` one at a time."""
-    requests = requests_of(args.requests, model.config.vocab_size, args.scale)
-    together = Engine(model, limits=Limits(max_running=args.requests, prefix_bytes=0))
-    single = Engine(model, limits=Limits(max_running=1, prefix_bytes=0))
+    requests = requests_of(args.mix, args.requests, model.config.vocab_size, args.scale)
+    report.add("prompts, mean", sum(len(r.prompt_ids) for r in requests) / len(requests), "tokens")
+    report.add("answers, mean", sum(r.sampling.max_tokens for r in requests) / len(requests), "tokens")
+    together, single = Side(model, requests, args.requests), Side(model, requests, 1)
     plain = Engine(model, max_batch=1)
 
-    def generated() -> int:
-        ids = [list(request.prompt_ids) for request in requests]
-        return sum(len(c.token_ids) for c in plain.generate(ids, [request.sampling for request in requests]))
+    def generated() -> float:
+        ids, begin = [list(request.prompt_ids) for request in requests], time.perf_counter()
+        n_tokens = sum(len(c.token_ids) for c in plain.generate(ids, [request.sampling for request in requests]))
+        return n_tokens / (time.perf_counter() - begin)
 
     sides = {
-        "continuous batching": rate(lambda: run(together, requests)),
-        "one at a time, same engine": rate(lambda: run(single, requests)),
-        "one at a time, generate": rate(generated),
+        "continuous batching": together.rate,
+        "one at a time, same engine": single.rate,
+        "one at a time, generate": generated,
     }
     found = alternate(sides, args.rounds, label="batching", budget_s=1e9)
     for name, values in found.items():
@@ -84,7 +125,11 @@ def batching(report: Report, model: Hybrid, args: argparse.Namespace) -> None:
     first = found["continuous batching"]
     for name in list(sides)[1:]:
         add_median(report, f"continuous / {name}", [a / b for a, b in zip(first, found[name], strict=True)], "x")
-    load = together.load()
+    report.add("bound: steps of the batch take no time", 1 + median(single.steps) / median(single.prompts), "x")
+    for name, side in (("continuous batching", together), ("one at a time, same engine", single)):
+        for what, spent in (("prompts", side.prompts), ("steps", side.steps)):
+            report.add(f"{name}, in {what}", 100 * median(spent) / median(side.whole), "%")
+    load = together.engine.load()
     report.add("steps", load.steps)
     report.add("longest wait", load.peak_wait_steps, "steps")
 
@@ -201,6 +246,7 @@ def main() -> None:
     parser.add_argument("--model", default="290m", help="of batching")
     parser.add_argument("--recipe", default="bf16")
     parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--mix", choices=("chat", "even"), default="chat", help="of batching")
     parser.add_argument("--scale", type=float, default=1.0, help="of prompts and answers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=int, default=1 << 30, help="bytes, of twins")
@@ -210,7 +256,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = Report(f"engine, {args.what}, {args.recipe}", provenance=provenance(0))
+    mix = f", {args.mix} x {args.scale:g}" if args.what == "batching" else ""
+    report = Report(f"engine, {args.what}{mix}, {args.recipe}", provenance=provenance(0))
     report.add("threads", torch.get_num_threads())
     names = {"hybrid": args.model} | ({"twin": "twin"} if args.what == "twins" else {})
     models = {}

@@ -1,4 +1,4 @@
-"""The linear layer, y = x W^T + b, at the speed of memory for the few rows that decoding has.
+"""The linear layer, y = x W^T + b, at the speed of memory for the few rows that decoding and short prompts have.
 
 Numbers  in x.dtype; sums in float32.
 """
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from plait.ops.dispatch import Op, native_serves
 
-# more rows are the business of matrix products
-FEW = 8
+# more rows are the business of matrix products; of bfloat16 where the processor multiplies it
+FEW, FEW_PAIRS = 8, 128
 
 
 @Op
@@ -29,7 +29,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 def _has_few_rows(x: Tensor, w: Tensor, bias: Tensor | None = None) -> bool:
     return (
         x.is_cpu
-        and 0 < x.numel() <= FEW * w.shape[-1]
+        and 0 < x.numel() <= FEW_PAIRS * w.shape[-1]
         and not torch.is_grad_enabled()
         and w.dim() == 2
         and x.shape[-1] == w.shape[1]
@@ -37,7 +37,14 @@ def _has_few_rows(x: Tensor, w: Tensor, bias: Tensor | None = None) -> bool:
         and x.dtype == w.dtype
         and (bias is None or (bias.is_contiguous() and bias.shape == w.shape[:1]))
         and native_serves("gemv", x, w, bias)
+        and (x.numel() <= FEW * w.shape[-1] or _is_paired(w))
     )
+
+
+def _is_paired(w: Tensor) -> bool:
+    from plait.kernels.native.library import target
+
+    return w.dtype == torch.bfloat16 and w.shape[1] % 32 == 0 and target() == "avx512"
 
 
 @linear.backend("native", when=_has_few_rows)

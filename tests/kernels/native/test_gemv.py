@@ -65,7 +65,7 @@ def test_random_shapes_agree(n_shapes: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("N", [1, 7, 45])
 def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(target: str, N: int, dtype: torch.dtype) -> None:
-    for K in (32, 96, 65, 1056):
+    for K in (32, 96, 65, 1056, 16416):
         w, x = torch.randn(N, K).to(dtype), torch.randn(19, K).to(dtype)
         alone = torch.cat([gemv.linear(row[None], w, None) for row in x])
         for B in range(2, len(x) + 1):

@@ -1,7 +1,10 @@
 // A linear layer for a few rows of x: see gemv.h.
+#include <algorithm>
 #include <vector>
 
 #include "gemv.h"
+
+constexpr int64_t MOST_INPUTS = 1 << 18;  // numbers of x that are worked at a time: half a megabyte in bfloat16
 
 // x as `multiply` takes it, and memory for that
 struct Ready {
@@ -26,14 +29,19 @@ static void linear(const Matrix &w, const T *x, int64_t B, const T *bias, T *y) 
   Ready ready;
   const Inputs in = ready.of(w, x, B);
   const int64_t least = least_rows(w);
-  Counters counters;
+  // as many x at a time as stay in the second cache
+  const int64_t some = std::max<int64_t>(MOST_INPUTS / w.K, 16);
+  Counters counters((B + some - 1) / some);
 #pragma omp parallel
   {
     const Crew crew = Crew::here();
-    for (int64_t first, last; take(counters.of(), w.N, least, crew, first, last);)
-      multiply(w, first, last, in, [&](int64_t b, int64_t n, float value) {
-        store1(y + b * w.N + n, bias ? value + load1(bias + n) : value);
-      });
+    for (int64_t b0 = 0; b0 < B; b0 += some) {
+      const Inputs mine = in.from(b0, std::min(some, B - b0));
+      for (int64_t first, last; take(counters.of(b0 / some), w.N, least, crew, first, last);)
+        multiply(w, first, last, mine, [&](int64_t b, int64_t n, float value) {
+          store1(y + (b0 + b) * w.N + n, bias ? value + load1(bias + n) : value);
+        });
+    }
   }
 }
 

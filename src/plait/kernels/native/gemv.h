@@ -43,6 +43,12 @@ struct Inputs {
   const float *steps;    // (B, ld) the size of a step of each group
   const float *sums;     // (B, ld) sums over groups, where there are zeros or codes around 8
   int64_t B, ld;
+
+  // n of them from b on
+  Inputs from(int64_t b, int64_t n) const {
+    const auto on = [&](auto *p) { return p ? p + b * ld : p; };
+    return {on(x), on(half), on(fixed), on(steps), on(sums), n, ld};
+  }
 };
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)

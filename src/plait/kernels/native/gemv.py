@@ -13,7 +13,7 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, 8: 2, 4: 3}
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., K) to (..., N) in x.dtype, for at most MOST_ROWS rows; w (N, K) float32 or bfloat16."""
+    """(..., K) to (..., N) in x.dtype; w (N, K) float32 or bfloat16. The bits of a row do not depend on the others."""
     return _gemv(x, w, None, None, bias, FORMATS[w.dtype], 0, w.shape[0])
 
 
