@@ -214,14 +214,14 @@ static inline vf sums(const vf *v) {
 }
 
 // R rows times C x: y[c][r]. Each vector that is read meets several others, and each product has one sum over the whole
-// row: its bits are the same in any tile. On the way ASKED rows from `next` on are asked for: all at once would hold up
-// the products
-template <int R, int C, int ASKED>
+// row: its bits are the same in any tile. On the way the rows from `next` on are asked for: all at once would hold up the
+// products
+template <int R, int C>
 static inline void tile(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, const bf16 *next, float (&y)[4][R]) {
   vf acc[C][R] = {};
   for (int64_t k = 0; k < K; k += 32) {
 #pragma GCC unroll 4
-    for (int r = 0; r < ASKED; r++) __builtin_prefetch(next + r * K + k, 0, 2);
+    for (int r = 0; r < R; r++) __builtin_prefetch(next + r * K + k, 0, 2);
     __m512bh rows[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) rows[r] = pairs(w + r * K + k);
@@ -244,15 +244,12 @@ static inline void tile(const bf16 *w, int64_t K, const bf16 *x, int64_t ld, con
 // R rows from n on times all x
 template <int R, typename Out>
 static inline void tiles(const Matrix &w, int64_t n, const Inputs &in, const Out &out) {
-  constexpr decltype(&tile<R, 4, R>) WORK[2][4] = {{tile<R, 1, R>, tile<R, 2, R>, tile<R, 3, R>, tile<R, 4, R>},
-                                                   {tile<R, 1, 1>, tile<R, 2, 1>, tile<R, 3, 1>, tile<R, 4, 1>}};
+  constexpr decltype(&tile<R, 4>) WORK[4] = {tile<R, 1>, tile<R, 2>, tile<R, 3>, tile<R, 4>};
   const bf16 *p = (const bf16 *)w.codes + n * w.K, *next = R == 1 ? p + AHEAD / 2 : p + R * w.K;
-  // each of many tiles asks for another of the next rows, each of a few for all of them
-  const bool many = in.B > 12;
   for (int64_t b = 0; b < in.B; b += 4) {
     const int C = in.B - b < 4 ? in.B - b : 4;
     float y[4][R];
-    WORK[many][C - 1](p, w.K, in.half + b * in.ld, in.ld, next + (many ? b / 4 % R : 0) * w.K, y);
+    WORK[C - 1](p, w.K, in.half + b * in.ld, in.ld, next, y);
     for (int c = 0; c < C; c++)
       for (int r = 0; r < R; r++) out(b + c, n + r, y[c][r]);
   }
