@@ -23,7 +23,7 @@ from plait.engine.pool import Pool, Snapshot
 from plait.model.paged import PAGE
 
 # beginnings that are remembered without a snapshot, 16 bytes each and what Python adds
-MOST_SEEN = 1 << 16
+MOST_SEEN = 1 << 14
 
 Key = tuple[bytes, tuple[int, ...]]
 """digest of the whole pages, and the ids after them"""
