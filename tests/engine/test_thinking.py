@@ -86,6 +86,14 @@ def test_the_models_own_end_of_reasoning_counts_and_nothing_is_given(tokenizer: 
     assert not thoughts.is_open and thoughts.is_over and not thoughts.owes_answer
 
 
+def test_a_character_that_is_never_ended_is_counted_and_the_mark_is_not(tokenizer: Tokenizer) -> None:
+    half = tokenizer.encode("\u00e9")[0]
+    assert tokenizer.decode([half]) == "\ufffd", "the vocabulary must not have this letter"
+    thoughts = followed(tokenizer)
+    reasoned(thoughts, tokenizer, [*tokenizer.encode("quick"), half, *tokenizer.encode("</think>\n\nfox")], frozenset())
+    assert thoughts.n_tokens == len(tokenizer.encode("quick")) + 1
+
+
 def test_an_end_id_inside_of_reasoning_closes_it(tokenizer: Tokenizer) -> None:
     (end,) = tokenizer.eos_ids
     word = tokenizer.encode("quick")[0]

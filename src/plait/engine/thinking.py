@@ -124,7 +124,7 @@ class Thoughts:
         if state is _State.BEGIN:
             return self._begin(token_id, piece)
         if state is _State.OPEN:
-            self._reason(piece)
+            self._reason(token_id, piece)
         else:
             self._has_answer = self._has_answer or bool(piece.strip())
         return state is _State.OVER
@@ -150,9 +150,10 @@ class Thoughts:
     def _over(self) -> None:
         self._state, self._has_answer = _State.OVER, True
 
-    def _reason(self, piece: str) -> None:
-        mark = self.marks.close
-        self._starts.append(self._length)
+    def _reason(self, token_id: int, piece: str) -> None:
+        mark, own = self.marks.close, self._tokenizer.decode([token_id], skip_special=False)
+        # a piece may begin with a character that earlier tokens began and never ended
+        self._starts.append(self._length + (len(piece) - len(own) if piece.endswith(own) else 0))
         text, self._length = self._tail + piece, self._length + len(piece)
         at = text.find(mark)
         if at < 0:
