@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--places", type=int, default=16, help="of the overloaded server")
     parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--cache", default="32MiB", help="of the server's states, keys and values")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--url", help="of a server that runs already (load)")
@@ -250,11 +251,11 @@ def main() -> None:
     report = Report(f"soak {args.what}", provenance=provenance(0))
     seconds = 60 * args.minutes
     if args.what == "streams":
-        with server(args, "--cache", "32MiB") as running:
+        with server(args, "--cache", args.cache) as running:
             asyncio.run(streams(running, report, args.streams, seconds))
     elif args.what == "overload":
         waiting = args.places // 4
-        words = ["--cache", "32MiB", "--max-batch", str(args.places - waiting), "--max-waiting", str(waiting)]
+        words = ["--cache", args.cache, "--max-batch", str(args.places - waiting), "--max-waiting", str(waiting)]
         with server(args, *words) as running:
             asyncio.run(overload(running, report, args.places * args.replicas, args.times, seconds / 2))
     else:
