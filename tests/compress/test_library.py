@@ -9,6 +9,7 @@ import torch
 
 from plait.compress import library as library_file
 from plait.compress.blocks import about_layer, about_rest, footprint_class, read_bytes, step_bytes
+from plait.compress.budget import Budget
 from plait.compress.costs import Costs, Load
 from plait.compress.library import BlockLibrary, knots
 from plait.compress.numbers import Numbers, layer_weights
@@ -208,8 +209,18 @@ def test_what_is_asked_together_is_measured_in_turns(tmp_path: Path, monkeypatch
 def test_a_question_that_fails_leaves_a_library_that_measures(counted: type[BlockLibrary], tmp_path: Path) -> None:
     clock = counted(path=tmp_path / "blocks.jsonl")
     with pytest.raises(ZeroDivisionError):
-        clock.together(lambda: 1 / clock.layer(MLP(d_ff=8), 32, LOAD, Numbers())[0])
+        clock.together(lambda: clock.layer(MLP(d_ff=8), 32, LOAD, Numbers())[0] / 0)
     assert clock.layer(MLP(d_ff=8), 32, LOAD, Numbers()) == (40.0, 16.0)
+
+
+def test_a_speedup_over_a_teacher_that_nothing_is_known_of_is_measured(
+    counted: type[BlockLibrary], tmp_path: Path
+) -> None:
+    clock = counted(path=tmp_path / "blocks.jsonl")
+    teacher = ModelConfig.from_pattern("--", vocab_size=128, d_model=32, mlp={"d_ff": 64})
+    costs, budget = Costs(load=LOAD, clock=clock), Budget(min_speedup=1.25)
+    found, _ = clock.together(lambda: budget.against(costs.total(teacher)))
+    assert found.decode_s == pytest.approx(costs.total(teacher).decode_s / 1.25) and found.decode_s > 1
 
 
 def test_layers_are_repeated_until_they_read_as_much_as_a_model() -> None:

@@ -28,6 +28,8 @@ CALL = json.dumps({"name": "weather", "arguments": ZURICH}, ensure_ascii=False)
 NOW = '{"name": "now", "arguments": {}}'
 TURNED = '{"arguments": {}, "name": "now"}'
 MORE = CALL[:-1] + ', "id": {"name": 1}}'
+SPELLED = json.dumps({"name": "weather", "arguments": json.dumps(ZURICH)}, ensure_ascii=False)
+STRANGE = '{"name": "rm", "arguments": {}}'
 QUOTED = ("now", {"a": '}"{', "b": [{}]})
 LLAMA = CALL.replace("arguments", "parameters")
 TAGS = (
@@ -67,6 +69,12 @@ both = [("weather", ZURICH), ("now", {})]
         ("toolcall", f"<TOOLCALL>[{{, {CALL}]</TOOLCALL>", None, []),
         # what has come out early cannot be taken back
         ("toolcall", f"<TOOLCALL>[{CALL}, {{]</TOOLCALL>.", ".", both[:1]),
+        ("toolcall", f"<TOOLCALL>[{CALL}, {STRANGE}, {NOW}]</TOOLCALL>.", ".", both),
+        ("toolcall", f"<TOOLCALL>[{STRANGE}, {NOW}]</TOOLCALL>.", None, []),
+        ("toolcall", f"<TOOLCALL>[{SPELLED}, {NOW}]</TOOLCALL>", "", both),
+        ("mistral", f"[TOOL_CALLS][{NOW}, {SPELLED}, {NOW}]", "", [both[1], *both]),
+        ("llama", SPELLED.replace("arguments", "parameters") + f"; {NOW}", "", both),
+        ("toolcall", f'<TOOLCALL>{{"name": "now",{" " * 486}"arguments": {{}}}}</TOOLCALL>', "", both[1:]),
         ("toolcall", f"<TOOLCALL>[{TURNED}, {CALL}]</TOOLCALL>", "", both[::-1]),
         ("toolcall", f"<TOOLCALL>{CALL}</TOOLCALL><TOOLCALL>[{MORE}, {NOW}]</TOOLCALL>", "", [*both[:1], *both]),
         ("toolcall", '<TOOLCALL>{"name": "rm", "arguments": ' + NOW + "}</TOOLCALL>", None, []),

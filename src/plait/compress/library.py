@@ -73,7 +73,7 @@ class BlockLibrary:
         """What `ask` gives, after everything it asks of this clock was measured in turns; and seconds of other calls.
 
         Args:
-            ask: called twice; the first time what is not known takes no time, only to see what that is.
+            ask: called twice; the first time what is not known takes next to no time, only to see what that is.
             beside: calls to measure in the same turns.
         """
         self._wanted = wanted = {}
@@ -116,7 +116,8 @@ class BlockLibrary:
             wanted = {key: question(footprint=footprint, piece=self.piece)}
             if self._wanted is not None:
                 self._wanted |= wanted
-                return 0.0, 0.0
+                # next to nothing: a budget may be a part of it, and must be above 0
+                return 1e-9, 1e-9
             self._measure(wanted)
         return self.entries[key]
 

@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Protocol
 
 from starlette.datastructures import Headers
@@ -137,4 +138,5 @@ async def _refuse(error: RequestError, send: Send, begun: bool) -> None:
     if begun:
         # the status is out already; a body that ends early is all that can still be said
         return
-    await send_json(send, error.to_json(), error.status, error.headers)
+    with suppress(ClientDisconnect):
+        await send_json(send, error.to_json(), error.status, error.headers)

@@ -73,13 +73,15 @@ class Arguments:
             self._head = c
             return False
         self._head += c
+        # a whole call that could not be told early: what follows it must not come before it
+        self._is_over |= deeper < 0 and self._depth < self._base and self._head.startswith("{")
         if deeper > 0 and self._depth > self._base:
             head = self._begins.fullmatch(self._head)
             self._name = "" if head is None else _text(head[1])
             self._writes = self._name in self._names
             self._is_over = not self._writes
             self.n += self._writes
-        self._is_over |= len(self._head) > _LONGEST_HEAD
+        self._is_over |= not self._writes and len(self._head) > _LONGEST_HEAD
         return self._writes
 
 

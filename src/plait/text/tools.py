@@ -194,9 +194,11 @@ class ToolStream:
             pairs = self._tagged(body) if self._form.inner == "tags" else self._listed(body)
         except (ValueError, RecursionError):
             pairs = []
-        if not pairs or any(name not in self._parameters for name, _ in pairs):
-            return "" if self._early.n else self._form.open + body + close, []
-        late = pairs[self._early.n :]
+        known = [pair for pair in pairs if pair[0] in self._parameters]
+        if not self._early.n and (not pairs or len(known) < len(pairs)):
+            return self._form.open + body + close, []
+        # behind a call that came early, what is none is dropped: it cannot be text any more
+        late = known[self._early.n :]
         return "", [self._begin(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in late]
 
     def _listed(self, body: str) -> list[tuple[str, object]]:

@@ -1,4 +1,4 @@
-// y = W x for one to sixteen x at a time: weights as they are stored, read once, at the speed of memory.
+// y = W x for a few x at a time: weights as they are stored, read once for as many x as the cache holds, at the speed of memory.
 //
 // The rows of W stream through one after the other; each meets all x before the next one comes. Weights of 8 and 4 bits
 // come in blocks of 64 columns with a scale per group of 32, 64 or 128:
