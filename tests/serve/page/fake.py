@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -123,11 +124,13 @@ class Fake:
         return Handler
 
 
-def says(*texts: str, reasoning: tuple[str, ...] = ()) -> Script:
-    """A script that says the same each time."""
+def says(*texts: str, reasoning: tuple[str, ...] = (), last_after_s: float = 0.0) -> Script:
+    """A script that says the same each time; what comes in one piece of the network has no speed."""
 
     def script(_: dict[str, Any]) -> Iterator[Piece]:
         yield from ({"reasoning_content": text} for text in reasoning)
-        yield from ({"content": text} for text in texts)
+        yield from ({"content": text} for text in texts[:-1])
+        time.sleep(last_after_s)
+        yield {"content": texts[-1]}
 
     return script

@@ -33,7 +33,7 @@ def endless(begun: threading.Event) -> Script:
 
 
 def test_a_question_is_answered_with_facts_and_memory(tab: Tab, fake: Fake) -> None:
-    fake.script = says("Constant ", "**state**", ".", reasoning=("Let me ", "think."))
+    fake.script = says("Constant ", "**state**", ".", reasoning=("Let me ", "think."), last_after_s=1.0)
     ask(tab, "What is a hybrid?")
     assert tab.js(ASKED) == ["What is a hybrid?"] and tab.js(ANSWERS) == ["Constant state."]
     assert tab.js("document.querySelector('.turn.assistant strong').innerText") == "state"
